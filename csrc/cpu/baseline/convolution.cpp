@@ -1,0 +1,5 @@
+#include "../isa.h"
+
+#include "../conv.h"
+
+CONVLAB_INSTANTIATE(ConvKernelTable, conv_kernels)

@@ -1,0 +1,55 @@
+// The interface between ops/convolution.cpp and the convolution kernels of the CPU. No torch.
+//
+// Every algorithm is three functions: `plan` says how much memory and how many independent tasks a problem needs,
+// `prepare` fills the shared workspace (packed or transformed weights), `run` computes a range of tasks, and
+// `finish` combines what the tasks left in the workspace. The result never depends on how tasks are cut into
+// ranges, so it is the same for every number of threads.
+#pragma once
+#include "../algorithms.h"
+#include "../geometry.h"
+#include "dispatch.h"
+
+namespace convlab::cpu {
+
+struct ConvPlan {
+  int64_t prepare_tasks = 0;   // 0: no prepare step
+  int64_t run_tasks = 0;
+  int64_t finish_tasks = 0;    // 0: no finish step
+  int64_t shared_bytes = 0;    // workspace that all threads see
+  int64_t scratch_bytes = 0;   // workspace of one thread
+};
+
+// The pass decides which of input, weight and output is written; the other two are only read.
+// input, output: N x C x D x H x W, dense in `layout`. weight: out_channels x in_channels/groups x taps with
+// filters dense; `weight_stride_channel` and `weight_stride_tap` say which of the two is contiguous.
+template <class T>
+struct ConvArguments {
+  ConvGeometry geometry;
+  Pass pass = Pass::forward;
+  Layout layout = Layout::channels_first;
+  T* input = nullptr;
+  T* weight = nullptr;
+  T* output = nullptr;
+  const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
+  int64_t weight_stride_channel = 0, weight_stride_tap = 0;
+  void* shared = nullptr;
+
+  int64_t weight_stride_filter() const { return geometry.in_channels_per_group() * geometry.taps(); }
+};
+
+template <class T>
+struct ConvKernels {
+  ConvPlan (*plan)(const ConvArguments<T>&) = nullptr;
+  void (*prepare)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;
+  void (*run)(const ConvArguments<T>&, void* scratch, int64_t begin, int64_t end) = nullptr;
+  void (*finish)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;
+};
+
+template <class T>
+struct ConvKernelTable {
+  ConvKernels<T> algorithm[kAlgorithms];
+};
+
+}  // namespace convlab::cpu
+
+CONVLAB_KERNEL_TABLE(ConvKernelTable, conv_kernels)

@@ -1,0 +1,55 @@
+// Chooses, at run time, the table of kernels compiled for the widest instruction set that both the CPU has and
+// ATEN_CPU_CAPABILITY allows.
+#pragma once
+
+namespace convlab::cpu {
+
+enum class Capability : int { baseline, avx2, avx512 };
+
+// What torch itself uses (at::get_cpu_capability), so that one environment variable caps both.
+Capability capability();
+const char* capability_name(Capability capability);
+
+}  // namespace convlab::cpu
+
+// Declares `function<T>()` for every instruction set and defines the one that picks among them.
+#if defined(__x86_64__)
+#define CONVLAB_KERNEL_TABLE(Table, function)                          \
+  namespace convlab::cpu {                                             \
+  namespace baseline {                                                 \
+  template <class T>                                                   \
+  Table<T> function();                                                 \
+  }                                                                    \
+  namespace avx2 {                                                     \
+  template <class T>                                                   \
+  Table<T> function();                                                 \
+  }                                                                    \
+  namespace avx512 {                                                   \
+  template <class T>                                                   \
+  Table<T> function();                                                 \
+  }                                                                    \
+  template <class T>                                                   \
+  Table<T> function() {                                                \
+    switch (capability()) {                                            \
+      case Capability::avx512:                                         \
+        return avx512::function<T>();                                  \
+      case Capability::avx2:                                           \
+        return avx2::function<T>();                                    \
+      default:                                                         \
+        return baseline::function<T>();                                \
+    }                                                                  \
+  }                                                                    \
+  }
+#else
+#define CONVLAB_KERNEL_TABLE(Table, function) \
+  namespace convlab::cpu {                    \
+  namespace baseline {                        \
+  template <class T>                          \
+  Table<T> function();                        \
+  }                                           \
+  template <class T>                          \
+  Table<T> function() {                       \
+    return baseline::function<T>();           \
+  }                                           \
+  }
+#endif

@@ -1,0 +1,58 @@
+// Opens a translation unit that is compiled for one instruction set. The stubs in baseline/, avx2/ and avx512/
+// define CONVLAB_AVX2 or CONVLAB_AVX512 (or neither), include this header and then the kernels.
+//
+// Everything that is not a kernel is included *before* the target pragma, so that inline functions and templates
+// of the standard library and of the shared headers are compiled for the baseline: the linker keeps one copy of
+// those for the whole library. Kernels live in a namespace of their own per instruction set (CONVLAB_ISA), so that
+// none of their symbols can be merged with those of another.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../dtypes.h"
+#include "../geometry.h"
+#include "dispatch.h"
+
+#if defined(CONVLAB_AVX512)
+#define CONVLAB_ISA avx512
+#define CONVLAB_VECTOR_BYTES 64
+#define CONVLAB_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#elif defined(CONVLAB_AVX2)
+#define CONVLAB_ISA avx2
+#define CONVLAB_VECTOR_BYTES 32
+#define CONVLAB_TARGET "avx2,fma,f16c"
+#else
+#define CONVLAB_ISA baseline
+#define CONVLAB_VECTOR_BYTES 16
+#endif
+
+#if defined(CONVLAB_TARGET)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target(CONVLAB_TARGET))), apply_to = function)
+#else
+#pragma GCC target(CONVLAB_TARGET)
+#endif
+#endif
+
+#define CONVLAB_INLINE inline __attribute__((always_inline))
+#define CONVLAB_UNROLL _Pragma("GCC unroll 32")
+
+// Ends every stub: `template Table<T> function<T>()` for every dtype.
+#define CONVLAB_INSTANTIATE(Table, function)                  \
+  namespace convlab::cpu::CONVLAB_ISA {                       \
+  template Table<float> function<float>();                    \
+  template Table<double> function<double>();                  \
+  template Table<bfloat16> function<bfloat16>();              \
+  template Table<float16> function<float16>();                \
+  }

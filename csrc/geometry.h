@@ -1,0 +1,110 @@
+// Sizes of convolution and pooling: the one place where they are computed.
+//
+// Plain structs, no torch. 1-D and 2-D problems are 3-D ones with unit dimensions (depth, height, width), so
+// kernels are written once. Used by the kernels of every device, the operators' checks, the fake (meta)
+// kernels, which pass symbolic integers to the same templates, and, through bindings.cpp, by the lab and the
+// benchmark.
+#pragma once
+#include <cstdint>
+
+namespace convlab {
+
+// Rounds toward minus infinity, unlike `/`, so that windows larger than a padded input give sizes <= 0.
+template <class Int>
+Int floor_divide(const Int& numerator, const Int& denominator) {
+  Int quotient = numerator / denominator;
+  if (numerator < 0 && quotient * denominator != numerator) quotient = quotient - 1;
+  return quotient;
+}
+
+// Output size of a convolution or pooling window along one axis (lecture item L1).
+// ceil((W - K' + 1 + 2P) / S) with the dilated extent K' = D*(K-1)+1; both spellings are the same integer.
+template <class Int>
+Int output_size(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation) {
+  return floor_divide<Int>(input + padding * 2 - dilation * (kernel - 1) - 1, stride) + 1;
+}
+
+// The same for pooling with ceil_mode: rounds up, but drops a last window that starts in the right padding.
+template <class Int>
+Int pooled_size(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation,
+                bool ceil_mode) {
+  if (!ceil_mode) return output_size<Int>(input, kernel, stride, padding, dilation);
+  Int size = floor_divide<Int>(input + padding * 2 - dilation * (kernel - 1) - 1 + stride - 1, stride) + 1;
+  if ((size - 1) * stride >= input + padding) size = size - 1;
+  return size;
+}
+
+// Output size of a transposed convolution: the input size of the convolution it is the adjoint of.
+template <class Int>
+Int transposed_size(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation,
+                    const Int& output_padding) {
+  return (input - 1) * stride - padding * 2 + dilation * (kernel - 1) + output_padding + 1;
+}
+
+constexpr int kMaxSpatial = 3;
+
+enum class Layout : int { channels_first, channels_last };  // NC(D)HW, N(D)HWC
+enum class Pass : int { forward, backward_input, backward_weight };
+
+// One convolution. `input` is what the forward pass reads and `output` what it writes, in every pass.
+struct ConvGeometry {
+  int64_t batch = 0, in_channels = 0, out_channels = 0, groups = 1;
+  int64_t input[kMaxSpatial] = {1, 1, 1};
+  int64_t kernel[kMaxSpatial] = {1, 1, 1};
+  int64_t stride[kMaxSpatial] = {1, 1, 1};
+  int64_t padding[kMaxSpatial] = {0, 0, 0};
+  int64_t dilation[kMaxSpatial] = {1, 1, 1};
+  int64_t output[kMaxSpatial] = {1, 1, 1};
+
+  void set_output_size() {
+    for (int axis = 0; axis < kMaxSpatial; ++axis)
+      output[axis] = output_size<int64_t>(input[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]);
+  }
+
+  int64_t in_channels_per_group() const { return in_channels / groups; }
+  int64_t out_channels_per_group() const { return out_channels / groups; }
+  int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
+  int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
+  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  int64_t input_elements() const { return batch * in_channels * input_pixels(); }
+  int64_t output_elements() const { return batch * out_channels * output_pixels(); }
+  int64_t weight_elements() const { return out_channels * in_channels_per_group() * taps(); }
+
+  // Lecture item L2: one multiply-add per weight of a filter and output element; bias additions are not counted.
+  int64_t multiply_adds() const { return output_elements() * in_channels_per_group() * taps(); }
+  int64_t parameters(bool bias) const { return weight_elements() + (bias ? out_channels : 0); }
+  int64_t bytes(int64_t element_size) const {
+    return (input_elements() + output_elements() + weight_elements()) * element_size;
+  }
+};
+
+// What one layer does to the receptive field (lecture item L3): along each axis the field grows by
+// (extent - 1) * jump, and the jump, the distance of neighbouring outputs measured in inputs, by the stride.
+struct ReceptiveField {
+  int64_t size = 1, jump = 1;
+  double center = 0;  // of output 0, in input pixels
+
+  void step(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    const int64_t extent = dilation * (kernel - 1) + 1;
+    center += ((extent - 1) / 2.0 - static_cast<double>(padding)) * static_cast<double>(jump);
+    size += (extent - 1) * jump;
+    jump *= stride;
+  }
+};
+
+// One pooling layer, also the adaptive kind, whose windows are given by the two sizes alone.
+struct PoolGeometry {
+  int64_t batch = 0, channels = 0;
+  int64_t input[kMaxSpatial] = {1, 1, 1};
+  int64_t kernel[kMaxSpatial] = {1, 1, 1};
+  int64_t stride[kMaxSpatial] = {1, 1, 1};
+  int64_t padding[kMaxSpatial] = {0, 0, 0};
+  int64_t dilation[kMaxSpatial] = {1, 1, 1};
+  int64_t output[kMaxSpatial] = {1, 1, 1};
+  bool adaptive = false;
+
+  int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
+  int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
+};
+
+}  // namespace convlab

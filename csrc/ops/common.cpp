@@ -1,0 +1,73 @@
+#include "common.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "../cpu/dispatch.h"
+
+namespace convlab {
+
+namespace cpu {
+
+Capability capability() {
+  static const Capability chosen = [] {
+    const std::string name = at::get_cpu_capability();
+    if (name == "AVX512") return Capability::avx512;
+    if (name == "AVX2") return Capability::avx2;
+    return Capability::baseline;
+  }();
+  return chosen;
+}
+
+const char* capability_name(Capability capability) {
+  switch (capability) {
+    case Capability::avx512:
+      return "avx512";
+    case Capability::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+}  // namespace cpu
+
+namespace {
+struct FreeAligned {
+  void operator()(void* memory) const { std::free(memory); }
+};
+struct ScratchBuffer {
+  std::unique_ptr<void, FreeAligned> memory;
+  int64_t bytes = 0;
+};
+constexpr int kScratchSlots = 4;
+constexpr int64_t kScratchAlignment = 4096;
+}  // namespace
+
+void* thread_scratch(int slot, int64_t bytes) {
+  static thread_local ScratchBuffer buffers[kScratchSlots];
+  TORCH_INTERNAL_ASSERT(slot >= 0 && slot < kScratchSlots);
+  ScratchBuffer& buffer = buffers[slot];
+  if (bytes == 0) return nullptr;
+  const bool oversized = buffer.bytes > kKeptScratchBytes && bytes <= kKeptScratchBytes;
+  if (buffer.bytes < bytes || oversized) {
+    const int64_t rounded = (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
+    buffer.memory.reset();
+    buffer.bytes = 0;
+    buffer.memory.reset(std::aligned_alloc(kScratchAlignment, static_cast<size_t>(rounded)));
+    TORCH_CHECK_WITH(OutOfMemoryError, buffer.memory != nullptr, "torch_convlab: could not allocate ", rounded,
+                     " bytes of scratch memory");
+    buffer.bytes = rounded;
+  }
+  return buffer.memory.get();
+}
+
+void parallel(int64_t count, int64_t grain, const c10::function_ref<void(int64_t, int64_t)>& body) {
+  if (count > 0) at::parallel_for(0, count, grain, body);
+}
+
+}  // namespace convlab

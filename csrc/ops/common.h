@@ -1,0 +1,70 @@
+// What every operator needs between the dispatcher and a kernel: dtypes, layouts, threads, scratch memory.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <c10/util/FunctionRef.h>
+
+#include <optional>
+
+#include "../dtypes.h"
+#include "../geometry.h"
+
+namespace convlab {
+
+// Calls `body` with a value of the kernels' element type for `dtype`, or raises the error torch raises.
+template <class Body>
+void dispatch_dtype(at::ScalarType dtype, const char* name, const Body& body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+    case at::kBFloat16:
+      return body(bfloat16{});
+    case at::kHalf:
+      return body(float16{});
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "\"", name, "\" not implemented for '", toString(dtype),
+                                  "' (expected float32, float64, bfloat16 or float16)");
+  }
+}
+
+template <class T>
+const T* const_data(const at::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+const T* const_data(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() && tensor->defined() ? const_data<T>(*tensor) : nullptr;
+}
+template <class T>
+T* mutable_data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline at::MemoryFormat memory_format(Layout layout, int64_t dim) {
+  if (layout == Layout::channels_first) return at::MemoryFormat::Contiguous;
+  return dim == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+}
+
+// Layout torch itself would compute in. Tensors of 4 or 5 dimensions; 3-D ones get a unit height first.
+inline Layout layout_of(const at::Tensor& tensor) {
+  const auto format = tensor.suggest_memory_format();
+  return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d
+             ? Layout::channels_last
+             : Layout::channels_first;
+}
+
+// N x C x L -> N x C x 1 x L, so that 1-D problems share every path, memory formats included, with 2-D ones.
+inline at::Tensor with_height(const at::Tensor& tensor) { return tensor.dim() == 3 ? tensor.unsqueeze(2) : tensor; }
+
+// Memory of this thread that persists between calls: fresh buffers would be mapped and faulted every time.
+// Each slot holds one buffer; a buffer above `kKeptScratchBytes` is given back by the next smaller request.
+constexpr int64_t kKeptScratchBytes = int64_t{64} << 20;
+void* thread_scratch(int slot, int64_t bytes);
+
+// Calls body(begin, end) on disjoint ranges covering [0, count), on torch's threads. Results must not depend on
+// how the range is cut.
+void parallel(int64_t count, int64_t grain, const c10::function_ref<void(int64_t, int64_t)>& body);
+
+}  // namespace convlab

@@ -1,0 +1,118 @@
+"""Builds the one extension module, torch_convlab._C, against the installed torch.
+
+Environment: MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g), USE_CUDA=0 (never build CUDA kernels),
+FORCE_CUDA=1 (build them although no GPU is visible), TORCH_CUDA_ARCH_LIST (as torch reads it).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent
+DEBUG = os.environ.get("DEBUG", "0") == "1"
+SANITIZE = os.environ.get("SANITIZE", "")  # for example "address,undefined"
+
+COMPILE_FLAGS = [
+    "-std=c++20",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+    "-Wno-attributes",
+    *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"]),
+]
+LINK_FLAGS = ["-fopenmp", *([] if DEBUG else ["-s"])]
+if SANITIZE:
+    COMPILE_FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
+    LINK_FLAGS = ["-fopenmp", f"-fsanitize={SANITIZE}"]
+
+
+def first_line(command: list[str]) -> str:
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return output.strip().splitlines()[0] if output.strip() else ""
+
+
+def cuda_decision(sources: list[str]) -> tuple[bool, str]:
+    """Whether to build CUDA kernels, and why."""
+    use, force = os.environ.get("USE_CUDA", "1"), os.environ.get("FORCE_CUDA", "0") == "1"
+    nvcc = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"))
+    if use == "0":
+        return False, "USE_CUDA=0"
+    if not sources:
+        reason = "this version has no CUDA kernels yet"
+    elif torch.version.cuda is None:
+        reason = "this torch was built without CUDA"
+    elif not nvcc:
+        reason = "nvcc not found"
+    elif not (torch.cuda.is_available() or force):
+        reason = "no GPU visible; FORCE_CUDA=1 builds anyway"
+    else:
+        return True, f"CUDA {torch.version.cuda}, {nvcc}"
+    if force:
+        sys.exit(f"FORCE_CUDA=1, but CUDA kernels cannot be built: {reason}")
+    return False, reason
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def main() -> None:
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    cxx_sources = [
+        *sources("csrc/*.cpp"),
+        *sources("csrc/ops/*.cpp"),
+        *sources("csrc/cpu/baseline/*.cpp"),
+        *(sources("csrc/cpu/avx2/*.cpp") + sources("csrc/cpu/avx512/*.cpp") if x86 else []),
+    ]
+    cuda_sources = sources("csrc/cuda/*.cu")
+    with_cuda, cuda_reason = cuda_decision(cuda_sources)
+
+    compiler = os.environ.get("CXX", "c++")
+    found = [
+        ("C++ compiler", first_line([compiler, "--version"])),
+        ("ninja", first_line([shutil.which("ninja") or "ninja", "--version"])),
+        ("torch", torch.__version__),
+        ("OpenMP", "-fopenmp" if torch.backends.openmp.is_available() else ""),
+        ("instruction sets", "baseline, avx2, avx512 (chosen at run time)" if x86 else "baseline"),
+    ]
+    print("torch_convlab build" + (" (DEBUG)" if DEBUG else ""))
+    for what, value in found:
+        print(f"  {'✓' if value else '✗'} {what}: {value or 'not found'}")
+    print(f"  {'✓' if with_cuda else '✗'} CUDA: {cuda_reason}", flush=True)
+
+    extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    setup(
+        ext_modules=[
+            extension(
+                "torch_convlab._C",
+                cxx_sources + (cuda_sources if with_cuda else []),
+                include_dirs=[pybind11.get_include()],
+                extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
+                extra_link_args=LINK_FLAGS,
+            )
+        ],
+        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
+    )
+
+
+if __name__ == "__main__":
+    main()

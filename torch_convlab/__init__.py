@@ -1,0 +1,28 @@
+"""Convolution, pooling and normalization for PyTorch by hand-written kernels; drop-in, and open about what ran."""
+
+from __future__ import annotations
+
+import torch  # noqa: F401  (loads the libraries that _C links against)
+
+from . import _C
+
+__version__ = "0.1.0"
+
+
+def algorithms() -> dict[str, str]:
+    """Names of the convolution algorithms, each with a one-line description.
+
+    Every name is a value of the keyword ``algorithm`` of the convolutions in `torch_convlab.functional`; besides
+    them there is ``"auto"``.
+    """
+    return _C.algorithms()
+
+
+def build_info() -> dict[str, object]:
+    """How the compiled part was built, and the instruction set it chose on this machine."""
+    return {"version": __version__, "torch": torch.__version__, **_C.build_info()}
+
+
+from . import _flops, functional, nn  # noqa: E402, F401
+
+__all__ = ["algorithms", "build_info", "functional", "nn"]

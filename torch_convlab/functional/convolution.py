@@ -1,0 +1,185 @@
+"""Convolutions with the signatures of `torch.nn.functional`, plus the keyword ``algorithm``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..autograd.convolution import convolution, convolution_backward_input
+from ._arguments import autocast, check_dimensions, expand
+
+
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
+    *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """1-D convolution, as `torch.nn.functional.conv1d`.
+
+    Args:
+        input: ``N x C x L``, or ``C x L``. float32, float64, bfloat16 or float16.
+        weight: ``K x C/groups x taps``, same dtype.
+        bias: ``K``, same dtype, or None.
+        stride, dilation: integers or tuples of one.
+        padding: an integer, a tuple of one, ``"valid"`` (none) or ``"same"`` (output as long as input; stride 1).
+        groups: divides both C and K.
+        algorithm: ``"auto"`` or a key of `torch_convlab.algorithms()`.
+
+    Returns:
+        ``N x K x L_out`` with ``L_out = ceil((L - (dilation*(taps-1)+1) + 1 + 2*padding) / stride)`` (lecture item L1).
+
+    Raises:
+        RuntimeError: where torch raises it, or if `algorithm` refuses the problem (the message holds the reason).
+        ValueError: unknown `algorithm`.
+    """
+    return _convolution(1, input, weight, bias, stride, padding, dilation, groups, algorithm)
+
+
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
+    *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """2-D convolution, as `torch.nn.functional.conv2d`: ``N x C x H x W``, ``K x C/groups x kH x kW``. See `conv1d`.
+
+    The output is channels_last if `input` or `weight` is, as in torch.
+    """
+    return _convolution(2, input, weight, bias, stride, padding, dilation, groups, algorithm)
+
+
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
+    *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """3-D convolution, as `torch.nn.functional.conv3d`: ``N x C x D x H x W``, ``K x C/groups x kD x kH x kW``.
+
+    See `conv1d` and `conv2d`.
+    """
+    return _convolution(3, input, weight, bias, stride, padding, dilation, groups, algorithm)
+
+
+def conv_transpose1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, output_padding=0,
+    groups: int = 1, dilation=1, *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """1-D transposed convolution, as `torch.nn.functional.conv_transpose1d`.
+
+    The adjoint of `conv1d`: its forward pass is that one's backward-input pass.
+
+    Args:
+        input: ``N x C x L``, or ``C x L``.
+        weight: ``C x K/groups x taps``.
+        bias: ``K``, or None.
+        output_padding: added to the output's end; smaller than stride or dilation.
+
+    Returns:
+        ``N x K x L_out`` with ``L_out = (L-1)*stride - 2*padding + dilation*(taps-1) + output_padding + 1``.
+    """
+    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm)
+
+
+def conv_transpose2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, output_padding=0,
+    groups: int = 1, dilation=1, *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """2-D transposed convolution, as `torch.nn.functional.conv_transpose2d`. See `conv_transpose1d`."""
+    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm)
+
+
+def conv_transpose3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, output_padding=0,
+    groups: int = 1, dilation=1, *, algorithm: str = "auto",
+) -> Tensor:  # fmt: skip
+    """3-D transposed convolution, as `torch.nn.functional.conv_transpose3d`. See `conv_transpose1d`."""
+    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm)
+
+
+def _convolution(spatial, input, weight, bias, stride, padding, dilation, groups, algorithm):
+    unbatched = check_dimensions(f"conv{spatial}d", input, spatial)
+    input, weight, bias = autocast(input, weight, bias)
+    if unbatched:
+        input = input.unsqueeze(0)
+    stride, dilation = expand(stride, spatial), expand(dilation, spatial)
+    if isinstance(padding, str):
+        input, padding = _named_padding(padding, input, weight, stride, dilation, spatial)
+    else:
+        padding = expand(padding, spatial)
+    output = convolution(input, weight, bias, stride, padding, dilation, groups, algorithm)
+    return output.squeeze(0) if unbatched else output
+
+
+def _named_padding(name, input, weight, stride, dilation, spatial):
+    """The input, padded where 'same' needs an odd amount (one more at the end, as in torch), and the padding left."""
+    if name == "valid":
+        return input, [0] * spatial
+    if name != "same":
+        raise RuntimeError(f"Invalid padding string: '{name}', expected 'valid' or 'same'")
+    if any(step != 1 for step in stride):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, but got stride={stride}")
+    if weight.dim() != spatial + 2 or len(dilation) != spatial:
+        return input, [0] * spatial  # the operator's check names what is wrong
+    total = [dilation[axis] * (weight.shape[axis + 2] - 1) for axis in range(spatial)]
+    if any(amount % 2 for amount in total):
+        extra = [side for amount in reversed(total) for side in (0, amount % 2)]
+        input = torch.nn.functional.pad(input, extra)
+    return input, [amount // 2 for amount in total]
+
+
+def _transposed(spatial, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm):
+    name = f"conv_transpose{spatial}d"
+    unbatched = check_dimensions(name, input, spatial)
+    input, weight, bias = autocast(input, weight, bias)
+    if unbatched:
+        input = input.unsqueeze(0)
+    stride, padding = expand(stride, spatial), expand(padding, spatial)
+    output_padding, dilation = expand(output_padding, spatial), expand(dilation, spatial)
+    size = _transposed_size(name, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    output = convolution_backward_input(input, weight, bias, size, stride, padding, dilation, groups, algorithm)
+    return output.squeeze(0) if unbatched else output
+
+
+def _transposed_size(name, input, weight, bias, stride, padding, output_padding, groups, dilation):
+    """Size of the output; raises torch's errors in the caller's terms, where the operator would use its own."""
+    spatial = input.dim() - 2
+    for argument, values in dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation).items():
+        if len(values) != spatial:
+            raise RuntimeError(
+                f"expected {argument} to be a single integer value or a list of {spatial} values to match the "
+                f"convolution dimensions, but got {argument}={values}"
+            )
+    if groups <= 0:
+        raise RuntimeError(f"expected groups to be greater than 0, but got groups={groups}")
+    if weight.dim() != spatial + 2:
+        raise RuntimeError(
+            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
+            f"but got {input.dim()}-dimensional input of size {list(input.shape)} instead"
+        )
+    if input.shape[1] != weight.shape[0]:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(input.shape)} to have "
+            f"{weight.shape[0]} channels, but got {input.shape[1]} channels instead"
+        )
+    channels = weight.shape[1] * groups
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
+            f"{channels} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    size = [input.shape[0], channels]
+    for axis in range(spatial):
+        if output_padding[axis] < 0:
+            raise RuntimeError(f"negative output_padding is not supported, but got output_padding={output_padding}")
+        if stride[axis] <= 0:
+            raise RuntimeError(f"non-positive stride is not supported, but got stride={stride}")
+        if output_padding[axis] >= max(stride[axis], dilation[axis]):
+            raise RuntimeError(
+                f"output padding must be smaller than either stride or dilation, but got output_padding="
+                f"{output_padding}, stride={stride}, dilation={dilation}"
+            )
+        extent = dilation[axis] * (weight.shape[axis + 2] - 1) + 1
+        length = (input.shape[axis + 2] - 1) * stride[axis] - 2 * padding[axis] + extent + output_padding[axis]
+        if length <= 0:
+            raise RuntimeError(
+                f"Given input size per channel: {list(input.shape[2:])}. Calculated output size per channel of {name} "
+                f"along axis {axis}: {length}. Output size is too small"
+            )
+        size.append(length)
+    return size
