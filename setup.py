@@ -34,6 +34,7 @@ COMPILE_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-Wno-attributes",
+    "-Wno-maybe-uninitialized",  # raised inside gcc 12's own AVX-512 intrinsics
     *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"]),
 ]
 LINK_FLAGS = ["-fopenmp", *([] if DEBUG else ["-s"])]

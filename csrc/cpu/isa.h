@@ -24,25 +24,26 @@
 #include "../geometry.h"
 #include "dispatch.h"
 
+// The pragmas take literals only, so the list of features stands twice, for gcc and for clang.
 #if defined(CONVLAB_AVX512)
 #define CONVLAB_ISA avx512
 #define CONVLAB_VECTOR_BYTES 64
-#define CONVLAB_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
 #elif defined(CONVLAB_AVX2)
 #define CONVLAB_ISA avx2
 #define CONVLAB_VECTOR_BYTES 32
-#define CONVLAB_TARGET "avx2,fma,f16c"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
 #else
 #define CONVLAB_ISA baseline
 #define CONVLAB_VECTOR_BYTES 16
-#endif
-
-#if defined(CONVLAB_TARGET)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target(CONVLAB_TARGET))), apply_to = function)
-#else
-#pragma GCC target(CONVLAB_TARGET)
-#endif
 #endif
 
 #define CONVLAB_INLINE inline __attribute__((always_inline))

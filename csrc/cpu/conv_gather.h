@@ -1,0 +1,103 @@
+// Gathers what a block of pixels reads from an NC(D)HW tensor: one row per (channel, tap), one column per pixel.
+//
+// Pixels of a block are cut into runs that lie in one line of the written tensor; per run and tap the borders are
+// found once, and then every channel copies the same span.
+#pragma once
+#include "conv_phase.h"
+#include "gemm.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+struct Run {
+  int64_t n, z, y, x;  // first pixel, in the phase's coordinates
+  int64_t length;
+  int64_t column;      // of the first pixel in the block
+  int64_t target;      // where column 0 of the run goes in row 0 of the gathered matrix
+  int64_t pitch;       // from one gathered row to the next
+};
+
+template <class A, int... Lane>
+CONVLAB_INLINE vec<A> even_lanes_of(vec<A> a, vec<A> b, std::integer_sequence<int, Lane...>) {
+  return shuffle(a, b, std::integer_sequence<int, 2 * Lane...>{});
+}
+template <class A>
+CONVLAB_INLINE vec<A> even_lanes(vec<A> a, vec<A> b) {
+  return even_lanes_of<A>(a, b, std::make_integer_sequence<int, lanes<A>>{});
+}
+
+// target[i] = source[i * step]
+template <int Step, class T>
+CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, accumulate_t<T>* target) {
+  using A = accumulate_t<T>;
+  int64_t i = 0;
+  if constexpr (Step == 1) {
+    for (; i + lanes<A> <= count; i += lanes<A>) store(target + i, load(source + i));
+#if defined(CONVLAB_AVX512)
+    if constexpr (!is_reduced<T>) {
+      if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
+      return;
+    }
+#endif
+  }
+  if constexpr (Step == 2) {
+    // Even elements of two neighbouring vectors; the second one's last element may lie past the span's end.
+    for (; i + lanes<A> < count; i += lanes<A>)
+      store(target + i, even_lanes<A>(load(source + 2 * i), load(source + 2 * i + lanes<A>)));
+  }
+  const int64_t distance = Step ? Step : step;
+  for (; i < count; ++i) target[i] = to_accumulate(source[i * distance]);
+}
+
+// The tensor that is read: NC(D)HW, from the first channel wanted.
+template <class T>
+struct GatherSource {
+  const T* data;
+  int64_t batch_stride, channel_stride;
+  const int64_t* size;
+  int64_t channels;  // wanted
+};
+
+// Fills matrix rows channel*channel_rows + tap*tap_rows for all channels wanted and all taps of the phase.
+template <class T>
+void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, int64_t run_count,
+            accumulate_t<T>* matrix, int64_t channel_rows, int64_t tap_rows) {
+  using A = accumulate_t<T>;
+  const int64_t step = phase.axis[2].read_step;
+  for (int64_t index = 0; index < run_count; ++index) {
+    const Run& run = runs[index];
+    int64_t tap = 0;
+    for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
+      for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
+        for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx, ++tap) {
+          const int64_t z = run.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+          const int64_t y = run.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+          const int64_t x = run.x * step + phase.axis[2].offset(jx);
+          // Pixels begin..end of the run read inside the line.
+          int64_t begin = 0, end = run.length;
+          if (z < 0 || z >= source.size[0] || y < 0 || y >= source.size[1]) {
+            end = 0;
+          } else {
+            if (x < 0) begin = std::min(run.length, divide_up(-x, step));
+            const int64_t left = source.size[2] - x;
+            end = std::max(begin, std::min(run.length, left > 0 ? divide_up(left, step) : 0));
+          }
+          A* target = matrix + run.target + tap * tap_rows * run.pitch;
+          const T* line = source.data + run.n * source.batch_stride +
+                          (z * source.size[1] + y) * source.size[2] + x;
+          for (int64_t c = 0; c < source.channels; ++c) {
+            A* row = target + c * channel_rows * run.pitch;
+            const T* from = line + c * source.channel_stride;
+            for (int64_t i = 0; i < begin; ++i) row[i] = 0;
+            if (step == 1)
+              copy_span<1>(from + begin, 1, end - begin, row + begin);
+            else if (step == 2)
+              copy_span<2>(from + begin * 2, 2, end - begin, row + begin);
+            else
+              copy_span<0>(from + begin * step, step, end - begin, row + begin);
+            for (int64_t i = end; i < run.length; ++i) row[i] = 0;
+          }
+        }
+  }
+}
+
+}  // namespace convlab::cpu::CONVLAB_ISA

@@ -1,0 +1,260 @@
+// implicit_gemm on N(D)HWC tensors: forward and backward input.
+//
+// Idea: rows of the product are pixels, columns are the channels that are written. A pixel's channels are contiguous,
+// so a tap of a patch is one segment of a row, reached through a pointer; padding points to zeros. Weights are packed
+// once per call into panels [group][panel][tap][read channel][column].
+// Where elements must be converted to float, or taps have so few channels that segments would be too short, the
+// patches of one block of pixels are copied first and then are one segment.
+// Cost: multiply_adds() plus packing the weights once. Memory: packed weights; per thread a block of pixels.
+// Limits: fewer than `lanes` written channels per group leave lanes idle (depthwise: all but one).
+#pragma once
+#include "conv_phase.h"
+#include "gemm.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+constexpr int64_t kDepth = 512;  // longest chain of additions, and rows of a panel that stay in L2 together
+
+template <class T>
+class GemmChannelsLast {
+ public:
+  using A = accumulate_t<T>;
+
+  explicit GemmChannelsLast(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
+    const ConvGeometry& g = t_.geometry;
+    copies_patches_ = is_reduced<T> || (t_.read_channels < kShortSegment && g.taps() > 1);
+    merged_ = copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
+    const int64_t rows = t_.rows();
+    row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
+    block_rows_ = divide_up(rows, row_blocks_);
+    panels_ = divide_up(t_.written_channels, kPanel<A>);
+    const int64_t blocks = t_.phase_count * g.groups * row_blocks_;
+    column_blocks_ = std::min(panels_, divide_up(kEnoughTasks, blocks));
+    block_panels_ = divide_up(panels_, column_blocks_);
+    column_blocks_ = divide_up(panels_, block_panels_);
+    group_weights_ = round_up(t_.written_channels, lanes<A>) * g.taps() * t_.read_channels;
+    patch_stride_ = round_up(g.taps() * t_.read_channels, lanes<A>) + lanes<A>;
+  }
+
+  ConvPlan plan() const {
+    ConvPlan plan;
+    plan.prepare_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
+    plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
+    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
+    Carver count(nullptr);
+    carve(count);
+    plan.scratch_bytes = count.used();
+    return plan;
+  }
+
+  // One tap of one panel of weights.
+  void prepare(int64_t task) const {
+    const int64_t taps = t_.geometry.taps();
+    const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
+    const int width = panel_width<A>(t_.written_channels, panel);
+    A* target = packed(group, panel) + tap * t_.read_channels * width;
+    const int64_t first = panel * kPanel<A>, columns = std::min<int64_t>(width, t_.written_channels - first);
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, 0, first) +
+                      tap * arguments_.weight_stride_tap;
+    const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
+    const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
+    if (read_stride == 1) {
+      for (int64_t lane = 0; lane < width; lane += lanes<A>)
+        transpose_matrix(source + lane * written_stride, written_stride, std::min<int64_t>(lanes<A>, columns - lane),
+                         t_.read_channels, target + lane, width);
+      return;
+    }
+    for (int64_t channel = 0; channel < t_.read_channels; ++channel) {
+      A* row = target + channel * width;
+      const T* from = source + channel * read_stride;
+      int64_t j = 0;
+      if (written_stride == 1)
+        for (; j + lanes<A> <= columns; j += lanes<A>) store(row + j, load(from + j));
+      for (; j < columns; ++j) row[j] = to_accumulate(from[j * written_stride]);
+      for (; j < width; ++j) row[j] = 0;
+    }
+  }
+
+  // One block of pixels of one phase and group, times some panels.
+  void run(void* scratch, int64_t task) const {
+    const int64_t column_block = task % column_blocks_;
+    const int64_t row_block = task / column_blocks_ % row_blocks_;
+    const int64_t group = task / column_blocks_ / row_blocks_ % t_.geometry.groups;
+    const Phase phase = t_.phase(task / column_blocks_ / row_blocks_ / t_.geometry.groups);
+    const int64_t total = t_.geometry.batch * phase.pixels(), begin = row_block * block_rows_;
+    const int64_t rows = std::min(block_rows_, total - begin);
+    if (rows <= 0) return;
+
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    std::fill(s.zeros, s.zeros + t_.read_channels, A(0));
+    point_at_rows(phase, group, begin, rows, s);
+
+    const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
+    for (int64_t panel = column_block * block_panels_; panel < last_panel; ++panel)
+      multiply_panel(phase, group, panel, rows, s);
+  }
+
+ private:
+  static constexpr int64_t kBlockRows = 60;     // pixels of a task: a panel is used 10 times once it is in L2
+  static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
+  static constexpr int64_t kEnoughTasks = 32;   // tasks below which columns are split too
+  static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
+
+  struct Scratch {
+    const A** rows;     // [tile][segment][row of the tile]
+    const A** panels;   // [segment]
+    T** outputs;        // [row]
+    A** tile_outputs;   // [row of a tile]
+    A* zeros;
+    A* staged;          // [row][column], where results cannot be written in place
+    A* bias;            // one panel of it
+    A* patches;         // [row][tap, channel]
+  };
+
+  Scratch carve(Carver& carver) const {
+    const int64_t taps = t_.geometry.taps();
+    return {carver.take<const A*>(block_rows_ * taps),
+            carver.take<const A*>(taps),
+            carver.take<T*>(block_rows_),
+            carver.take<A*>(kTileRows),
+            carver.take<A>(t_.read_channels),
+            carver.take<A>(block_rows_ * kPanel<A>),
+            carver.take<A>(kPanel<A>),
+            carver.take<A>(copies_patches_ ? block_rows_ * patch_stride_ : 0)};
+  }
+
+  A* packed(int64_t group, int64_t panel) const {
+    return static_cast<A*>(arguments_.shared) + group * group_weights_ +
+           panel * kPanel<A> * t_.geometry.taps() * t_.read_channels;
+  }
+
+  int64_t segments(const Phase& phase) const { return merged_ ? 1 : phase.taps(); }
+  int64_t segment_depth() const { return merged_ ? t_.geometry.taps() * t_.read_channels : t_.read_channels; }
+
+  // Rows of a block are cut into tiles that differ by at most one row.
+  static int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
+
+  void point_at_rows(const Phase& phase, int64_t group, int64_t begin, int64_t rows, const Scratch& s) const {
+    const int64_t read_stride = t_.read_channels * t_.geometry.groups;
+    const int64_t written_stride = t_.written_channels * t_.geometry.groups;
+    const int64_t count = segments(phase), tiles = divide_up(rows, kTileRows);
+    PixelWalk pixel(phase, begin);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
+      for (int64_t r = 0; r < height; ++r, pixel.advance(1)) {
+        const T* image = t_.read + pixel.n * t_.read_pixels() * read_stride + group * t_.read_channels;
+        s.outputs[first + r] = t_.written + group * t_.written_channels +
+                               (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_stride;
+        const A** pointers = s.rows + first * count + r;
+        if (copies_patches_) {
+          A* patch = s.patches + (first + r) * patch_stride_;
+          copy_patch(phase, pixel, image, read_stride, patch);
+          for (int64_t j = 0; j < count; ++j) pointers[j * height] = patch + j * t_.read_channels;
+        } else if constexpr (!is_reduced<T>) {
+          for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
+            pointers[j * height] = at < 0 ? s.zeros : image + at * read_stride;
+          });
+        }
+      }
+    }
+  }
+
+  // Calls visit(tap of the phase, pixel it reads or -1).
+  template <class Visit>
+  CONVLAB_INLINE void for_each_tap(const Phase& phase, const PixelWalk& pixel, const Visit& visit) const {
+    int64_t j = 0;
+    for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz) {
+      const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+      for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy) {
+        const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+        const bool row_inside = z >= 0 && z < t_.read_size[0] && y >= 0 && y < t_.read_size[1];
+        const int64_t row = (z * t_.read_size[1] + y) * t_.read_size[2];
+        for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx, ++j) {
+          const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
+          visit(j, row_inside && x >= 0 && x < t_.read_size[2] ? row + x : -1);
+        }
+      }
+    }
+  }
+
+  void copy_patch(const Phase& phase, const PixelWalk& pixel, const T* image, int64_t read_stride, A* patch) const {
+    for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
+      A* target = patch + j * t_.read_channels;
+      int64_t c = 0;
+      if (at < 0) {
+        for (; c < t_.read_channels; ++c) target[c] = 0;
+        return;
+      }
+      const T* source = image + at * read_stride;
+      for (; c + lanes<A> <= t_.read_channels; c += lanes<A>) store(target + c, load(source + c));
+      for (; c < t_.read_channels; ++c) target[c] = to_accumulate(source[c]);
+    });
+  }
+
+  void multiply_panel(const Phase& phase, int64_t group, int64_t panel, int64_t rows, const Scratch& s) const {
+    const int width = panel_width<A>(t_.written_channels, panel), vectors = width / lanes<A>;
+    const int64_t first_column = panel * kPanel<A>;
+    const int64_t columns = std::min<int64_t>(width, t_.written_channels - first_column);
+    const bool in_place = !is_reduced<T> && columns == width;
+
+    const A* weights = packed(group, panel);
+    if (merged_) {
+      s.panels[0] = weights;
+    } else {
+      int64_t j = 0;
+      for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
+        for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
+          for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx)
+            s.panels[j++] = weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) *
+                                          t_.read_channels * width;
+    }
+    if (t_.bias)
+      for (int64_t j = 0; j < width; ++j)
+        s.bias[j] = j < columns ? to_accumulate(t_.bias[group * t_.written_channels + first_column + j]) : A(0);
+
+    const int64_t count = segments(phase), depth = segment_depth();
+    const int64_t chunk = std::min(depth, kDepth), together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
+    const int64_t tiles = divide_up(rows, kTileRows);
+    TileProduct<A> product;
+    product.panels = s.panels;
+    product.outputs = s.tile_outputs;
+    bool first_chain = true;
+    for (int64_t segment = 0; first_chain || segment < count; segment += together)
+      for (int64_t begin = 0; first_chain || begin < depth; begin += chunk) {
+        product.segments = std::min(together, count - segment);
+        product.depth = std::min(chunk, depth - begin);
+        product.row_offset = begin;
+        product.panel_offset = begin * width;
+        product.panels = s.panels + segment;
+        product.accumulate = !first_chain;
+        product.column_start = first_chain && t_.bias ? s.bias : nullptr;
+        first_chain = false;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
+          product.rows = s.rows + first * count + segment * height;
+          for (int64_t r = 0; r < height; ++r) {
+            s.tile_outputs[r] = s.staged + (first + r) * kPanel<A>;
+            if constexpr (!is_reduced<T>)
+              if (in_place) s.tile_outputs[r] = s.outputs[first + r] + first_column;
+          }
+          tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
+        }
+      }
+    if (!in_place)
+      for (int64_t r = 0; r < rows; ++r) store_converted(s.staged + r * kPanel<A>, s.outputs[r] + first_column, columns);
+  }
+
+  static void store_converted(const A* source, T* target, int64_t count) {
+    int64_t j = 0;
+    for (; j + lanes<A> <= count; j += lanes<A>) store(target + j, load(source + j));
+    if (j < count) store_partial(target + j, load(source + j), count - j);
+  }
+
+  const ConvArguments<T>& arguments_;
+  Transfer<T> t_;
+  bool copies_patches_, merged_;
+  int64_t row_blocks_, block_rows_, panels_, column_blocks_, block_panels_, group_weights_, patch_stride_;
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA

@@ -1,0 +1,287 @@
+// implicit_gemm, backward weight, in both layouts.
+//
+// Idea: a product whose reduction runs over pixels. Channels last, rows are filters and columns are (tap, channel):
+// grad_output is packed [filter/lanes][pixel][lane], what the pixels read is gathered into panels. Channels first,
+// rows are (channel, tap), gathered as in the forward pass, and columns are filters: grad_output is transposed into
+// panels, which costs little because every column of the gathered matrix uses it.
+// Each chain of additions covers one block of pixels; blocks are added up in the workspace, which holds one sum per
+// chunk of the batch's pixels so that small weights still give work to every thread. Chunks depend on the geometry
+// alone, and `finish` adds them in order: the same bits for every number of threads.
+// Cost: multiply_adds() plus a gather and a packing per block. Memory: chunks x weights, at most
+// max(weights, kMaxPartialBytes); per thread the two packed blocks.
+// Limits: fewer than `lanes` columns per group (depthwise) leave lanes idle.
+#pragma once
+#include "conv_gather.h"
+#include "conv_gemm_channels_last.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+template <class T>
+class GemmWeight {
+ public:
+  using A = accumulate_t<T>;
+
+  explicit GemmWeight(const ConvArguments<T>& arguments)
+      : arguments_(arguments), geometry_(without_needless_axes(arguments.geometry)) {
+    last_ = arguments.layout == Layout::channels_last;
+    channels_ = geometry_.in_channels_per_group();
+    filters_ = geometry_.out_channels_per_group();
+    const int64_t taps = geometry_.taps(), patch = channels_ * taps;
+    rows_ = last_ ? filters_ : patch;
+    columns_ = last_ ? patch : filters_;
+    pitch_ = round_up(columns_, lanes<A>);
+    if (last_) {
+      split_count_ = divide_up(columns_, kSplitPanels * kPanel<A>);
+      split_size_ = kSplitPanels * kPanel<A>;
+    } else {
+      split_size_ = std::min(channels_, std::max<int64_t>(1, kSplitRows / taps));
+      split_count_ = divide_up(channels_, split_size_);
+    }
+    pixels_ = geometry_.batch * geometry_.output_pixels();
+    blocks_ = divide_up(pixels_, kBlockPixels);
+    const int64_t partial_bytes = geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
+    chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_));
+    chunks_ = std::max<int64_t>(1, std::min(chunks_, kMaxPartialBytes / partial_bytes));
+  }
+
+  ConvPlan plan() const {
+    ConvPlan plan;
+    plan.run_tasks = chunks_ * geometry_.groups * split_count_;
+    plan.finish_tasks = geometry_.groups * divide_up(rows_, kFinishRows);
+    plan.shared_bytes = chunks_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
+    Carver count(nullptr);
+    carve(count);
+    plan.scratch_bytes = count.used();
+    return plan;
+  }
+
+  // One chunk of pixels and one part of the gathered matrix.
+  void run(void* scratch, int64_t task) const {
+    const int64_t split = task % split_count_, group = task / split_count_ % geometry_.groups;
+    const int64_t chunk = task / split_count_ / geometry_.groups;
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    const Phase phase = phase_at(geometry_, Pass::forward, 0);
+    const int64_t first_block = blocks_ * chunk / chunks_, last_block = blocks_ * (chunk + 1) / chunks_;
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t begin = block * kBlockPixels, pixels = std::min(kBlockPixels, pixels_ - begin);
+      if (last_)
+        multiply_channels_last(phase, group, chunk, split, begin, pixels, block > first_block, s);
+      else
+        multiply_channels_first(phase, group, chunk, split, begin, pixels, block > first_block, s);
+    }
+  }
+
+  // Adds the chunks of some rows and writes them into the weight.
+  void finish(int64_t task) const {
+    const int64_t row_blocks = divide_up(rows_, kFinishRows), group = task / row_blocks;
+    const int64_t begin = task % row_blocks * kFinishRows, end = std::min(rows_, begin + kFinishRows);
+    A sums[kFinishRows][lanes<A>];
+    for (int64_t column = 0; column < columns_; column += lanes<A>) {
+      const int64_t width = std::min<int64_t>(lanes<A>, columns_ - column);
+      for (int64_t row = begin; row < end; ++row) {
+        vec<A> sum = load(partial(0, group, row) + column);
+        for (int64_t chunk = 1; chunk < chunks_; ++chunk) sum += load(partial(chunk, group, row) + column);
+        if (last_)
+          store_columns(group, row, column, width, sum);
+        else
+          store(sums[row - begin], sum);
+      }
+      if (!last_) store_transposed(group, begin, end - begin, column, width, sums);
+    }
+  }
+
+ private:
+  static constexpr int64_t kBlockPixels = 256;  // one chain of additions
+  static constexpr int64_t kSplitPanels = 4;    // columns of a task, channels last
+  static constexpr int64_t kSplitRows = 288;    // rows of a task, channels first
+  static constexpr int64_t kEnoughTasks = 16;
+  static constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
+  static constexpr int kFinishRows = lanes<A>;
+  static constexpr int64_t kRowPitch = kBlockPixels + lanes<A>;  // off a power of two: rows would share cache sets
+
+  struct Scratch {
+    A* gathered;      // channels last: [panel][pixel][column]; channels first: [row][pixel]
+    A* gradient;      // channels last: [filter/lanes][pixel][lane]; channels first: [panel][pixel][filter]
+    Run* runs;
+    const A** pixels;  // unused channels first
+    A** outputs;
+    const A** rows;
+  };
+
+  Scratch carve(Carver& carver) const {
+    const int64_t taps = geometry_.taps();
+    const int64_t gathered = last_ ? kSplitPanels * kPanel<A> * kBlockPixels : split_size_ * taps * kRowPitch;
+    const int64_t gradient = round_up(filters_, lanes<A>) * (kBlockPixels + 1);
+    return {carver.take<A>(gathered),         carver.take<A>(gradient),  carver.take<Run>(kBlockPixels),
+            carver.take<const A*>(kTileRows), carver.take<A*>(kTileRows), carver.take<const A*>(kTileRows)};
+  }
+
+  A* partial(int64_t chunk, int64_t group, int64_t row) const {
+    return static_cast<A*>(arguments_.shared) + ((chunk * geometry_.groups + group) * rows_ + row) * pitch_;
+  }
+
+  // ---- channels last: rows are filters, columns are (tap, channel)
+
+  void multiply_channels_last(const Phase& phase, int64_t group, int64_t chunk, int64_t split, int64_t begin,
+                              int64_t pixels, bool accumulate, const Scratch& s) const {
+    const int64_t block_pitch = kBlockPixels * lanes<A> + lanes<A>;
+    pack_gradient(group, begin, pixels, block_pitch, s.gradient);
+    const int64_t first_column = split * split_size_, end_column = std::min(columns_, first_column + split_size_);
+    const int64_t panels = divide_up(end_column - first_column, kPanel<A>);
+    for (int64_t panel = 0; panel < panels; ++panel)
+      gather_panel(phase, group, begin, pixels, first_column + panel * kPanel<A>,
+                   s.gathered + panel * kPanel<A> * kBlockPixels);
+    TileProduct<A> product;
+    product.rows = s.rows;
+    product.outputs = s.outputs;
+    product.depth = pixels;
+    product.accumulate = accumulate;
+    const int64_t tiles = divide_up(filters_, kTileRows);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t column = first_column + panel * kPanel<A>;
+      const A* gathered = s.gathered + panel * kPanel<A> * kBlockPixels;
+      product.panels = &gathered;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = filters_ * tile / tiles, height = filters_ * (tile + 1) / tiles - row;
+        for (int64_t r = 0; r < height; ++r) {
+          s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A>;
+          s.outputs[r] = partial(chunk, group, row + r) + column;
+        }
+        tile_kernel<A, lanes<A>>(static_cast<int>(height),
+                                 panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
+      }
+    }
+  }
+
+  void pack_gradient(int64_t group, int64_t begin, int64_t pixels, int64_t block_pitch, A* target) const {
+    const int64_t stride = geometry_.out_channels;
+    const T* source = arguments_.output + begin * stride + group * filters_;
+    for (int64_t p = 0; p < pixels; ++p, source += stride)
+      for (int64_t k = 0; k < filters_; k += lanes<A>) {
+        const int64_t left = filters_ - k;
+        store(target + k / lanes<A> * block_pitch + p * lanes<A>,
+              left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
+      }
+  }
+
+  // Columns first_column .. of one panel: each pixel's row is made of spans of channels, one per tap touched.
+  void gather_panel(const Phase& phase, int64_t group, int64_t begin, int64_t pixels, int64_t first_column,
+                    A* panel) const {
+    const int width = panel_width<A>(columns_ - first_column, 0);
+    const int64_t columns = std::min<int64_t>(width, columns_ - first_column);
+    const int64_t* size = geometry_.input;
+    const int64_t stride = geometry_.in_channels;
+    PixelWalk pixel(phase, begin);
+    for (int64_t p = 0; p < pixels; ++p, pixel.advance(1)) {
+      A* row = panel + p * width;
+      const T* image = arguments_.input + pixel.n * geometry_.input_pixels() * stride + group * channels_;
+      int64_t tap = first_column / channels_, channel = first_column % channels_;
+      int64_t jx = tap % geometry_.kernel[2], jy = tap / geometry_.kernel[2] % geometry_.kernel[1],
+              jz = tap / geometry_.kernel[2] / geometry_.kernel[1];
+      for (int64_t column = 0; column < columns;) {
+        const int64_t count = std::min(channels_ - channel, columns - column);
+        const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+        const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+        const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
+        if (z >= 0 && z < size[0] && y >= 0 && y < size[1] && x >= 0 && x < size[2])
+          copy_span<1>(image + ((z * size[1] + y) * size[2] + x) * stride + channel, 1, count, row + column);
+        else
+          std::fill(row + column, row + column + count, A(0));
+        column += count;
+        channel = 0;
+        if (++jx == geometry_.kernel[2]) {
+          jx = 0;
+          if (++jy == geometry_.kernel[1]) jy = 0, ++jz;
+        }
+      }
+      for (int64_t column = columns; column < width; ++column) row[column] = 0;
+    }
+  }
+
+  void store_columns(int64_t group, int64_t filter, int64_t column, int64_t width, vec<A> sum) const {
+    T* target = arguments_.weight + (group * filters_ + filter) * arguments_.weight_stride_filter() + column;
+    if (width == lanes<A>)
+      store(target, sum);
+    else
+      store_partial(target, sum, width);
+  }
+
+  // ---- channels first: rows are (channel, tap), columns are filters
+
+  void multiply_channels_first(const Phase& phase, int64_t group, int64_t chunk, int64_t split, int64_t begin,
+                               int64_t pixels, bool accumulate, const Scratch& s) const {
+    const int64_t taps = geometry_.taps(), first_channel = split * split_size_;
+    const int64_t channels = std::min(split_size_, channels_ - first_channel);
+    PixelWalk pixel(phase, begin);
+    int64_t run_count = 0;
+    for (int64_t column = 0; column < pixels;) {
+      const int64_t length = std::min(pixel.left_in_row(), pixels - column);
+      s.runs[run_count++] = {pixel.n, pixel.z, pixel.y, pixel.x, length, column, column, kRowPitch};
+      pixel.advance(length);
+      column += length;
+    }
+    const int64_t image = geometry_.input_pixels();
+    const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * image,
+                                 geometry_.in_channels * image, image, geometry_.input, channels};
+    gather(source, phase, s.runs, run_count, s.gathered, taps, 1);
+    transpose_gradient(group, begin, pixels, s.gradient);
+
+    TileProduct<A> product;
+    product.rows = s.rows;
+    product.outputs = s.outputs;
+    product.depth = pixels;
+    product.accumulate = accumulate;
+    const int64_t rows = channels * taps, tiles = divide_up(rows, kTileRows);
+    for (int64_t column = 0; column < filters_; column += kPanel<A>) {
+      const A* panel = s.gradient + column * kBlockPixels;
+      product.panels = &panel;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = rows * tile / tiles, height = rows * (tile + 1) / tiles - row;
+        for (int64_t r = 0; r < height; ++r) {
+          s.rows[r] = s.gathered + (row + r) * kRowPitch;
+          s.outputs[r] = partial(chunk, group, first_channel * taps + row + r) + column;
+        }
+        tile_kernel<A, 1>(static_cast<int>(height), panel_width<A>(filters_ - column, 0) / lanes<A>)(product);
+      }
+    }
+  }
+
+  // [filter][pixel] of up to several images -> [panel][pixel][filter]
+  void transpose_gradient(int64_t group, int64_t begin, int64_t pixels, A* target) const {
+    const int64_t image = geometry_.output_pixels();
+    for (int64_t done = 0; done < pixels;) {
+      const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
+      const int64_t length = std::min(pixels - done, image - pixel);
+      const T* source = arguments_.output + (n * geometry_.out_channels + group * filters_) * image + pixel;
+      for (int64_t column = 0; column < filters_; column += lanes<A>) {
+        const int64_t panel = column / kPanel<A> * kPanel<A>;
+        const int width = panel_width<A>(filters_ - panel, 0);
+        transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters_ - column), length,
+                         target + panel * kBlockPixels + done * width + column - panel, width);
+      }
+      done += length;
+    }
+  }
+
+  void store_transposed(int64_t group, int64_t first, int64_t count, int64_t filter, int64_t width,
+                        A (&sums)[kFinishRows][lanes<A>]) const {
+    vec<A> block[lanes<A>];
+    for (int64_t r = 0; r < lanes<A>; ++r) block[r] = r < count ? load(sums[r]) : vec<A>{};
+    transpose<A>(block);
+    for (int64_t k = 0; k < width; ++k) {
+      T* target = arguments_.weight + (group * filters_ + filter + k) * arguments_.weight_stride_filter() + first;
+      if (count == lanes<A>)
+        store(target, block[k]);
+      else
+        store_partial(target, block[k], count);
+    }
+  }
+
+  const ConvArguments<T>& arguments_;
+  ConvGeometry geometry_;
+  bool last_;
+  int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, pixels_, blocks_, chunks_;
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA

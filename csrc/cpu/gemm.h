@@ -1,0 +1,186 @@
+// The register tile under every matrix product of the library, and the packing around it.
+//
+// Idea: a tile of 6 rows times up to 4 vectors of columns lives in registers while the reduction runs. Per step it
+// loads the columns' vectors from a packed panel (contiguous, so one stream for the prefetcher) and broadcasts one
+// element per row: 24 multiply-adds of whole vectors for 4 + 6 loads with AVX-512, 12 for 2 + 6 with AVX2.
+// Rows are reached through pointers, one per row and segment of the reduction, so a convolution's patch need not be
+// copied: a segment is a kernel tap, and a tap in the padding points to a row of zeros.
+// Limits: the panel must be packed; sums of one call form one chain, so callers cut long reductions into calls
+// that each start from zero (`accumulate`), which also keeps float32 errors low.
+#pragma once
+#include "vec.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = CONVLAB_VECTOR_BYTES == 64 ? 4 : 2;  // 32 or 16 registers
+template <class A>
+constexpr int kPanel = kTileVectors * lanes<A>;  // columns of a full panel
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+template <class A>
+struct TileProduct {
+  const A* const* rows = nullptr;    // [segments][rows of the tile]
+  const A* const* panels = nullptr;  // [segments], each [depth][vectors * lanes]
+  int64_t segments = 1, depth = 0;
+  int64_t row_offset = 0;            // added to every row pointer, in elements
+  int64_t panel_offset = 0;          // added to every panel pointer
+  A* const* outputs = nullptr;       // [rows of the tile]
+  int64_t output_offset = 0;
+  bool accumulate = false;           // add to the outputs instead of overwriting them
+  const A* column_start = nullptr;   // added once per column, or null
+  const A* row_start = nullptr;      // added once per row, or null
+};
+
+// Step: distance in memory of successive reduction elements of a row.
+template <class A, int Rows, int Vectors, int Step>
+void multiply_tile(const TileProduct<A>& t) {
+  vec<A> sum[Rows][Vectors];
+  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r)
+    CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
+  const A* const* rows = t.rows;
+  for (int64_t segment = 0; segment < t.segments; ++segment, rows += Rows) {
+    const A* row[Rows];
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
+    const A* panel = t.panels[segment] + t.panel_offset;
+    for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A>) {
+      vec<A> column[Vectors];
+      CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+        column[v] = load(panel + v * lanes<A>);
+        pin(column[v]);
+      }
+      CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
+        const vec<A> element = broadcast(row[r][d * Step]);
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(element, column[v], sum[r][v]);
+      }
+    }
+  }
+  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
+    A* output = t.outputs[r] + t.output_offset;
+    const A start = t.row_start ? t.row_start[r] : A(0);
+    CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+      vec<A> result = sum[r][v];
+      if (t.accumulate) result += load(output + v * lanes<A>);
+      if (t.column_start) result += load(t.column_start + v * lanes<A>);
+      if (t.row_start) result += broadcast(start);
+      store(output + v * lanes<A>, result);
+    }
+  }
+}
+
+template <class A>
+using TileKernel = void (*)(const TileProduct<A>&);
+
+template <class A, int Step, int Rows>
+TileKernel<A> tile_kernel_of(int vectors) {
+  if constexpr (kTileVectors == 4) {
+    if (vectors == 4) return multiply_tile<A, Rows, 4, Step>;
+    if (vectors == 3) return multiply_tile<A, Rows, 3, Step>;
+  }
+  return vectors == 2 ? multiply_tile<A, Rows, 2, Step> : multiply_tile<A, Rows, 1, Step>;
+}
+
+// The kernel for a tile of 1..kTileRows rows and 1..kTileVectors vectors.
+template <class A, int Step>
+TileKernel<A> tile_kernel(int rows, int vectors) {
+  switch (rows) {
+    case 1:
+      return tile_kernel_of<A, Step, 1>(vectors);
+    case 2:
+      return tile_kernel_of<A, Step, 2>(vectors);
+    case 3:
+      return tile_kernel_of<A, Step, 3>(vectors);
+    case 4:
+      return tile_kernel_of<A, Step, 4>(vectors);
+    case 5:
+      return tile_kernel_of<A, Step, 5>(vectors);
+    default:
+      return tile_kernel_of<A, Step, 6>(vectors);
+  }
+}
+
+// Columns of panel `index` of `columns` columns, rounded up to whole vectors.
+template <class A>
+constexpr int panel_width(int64_t columns, int64_t index) {
+  const int64_t left = columns - index * kPanel<A>;
+  return static_cast<int>(left >= kPanel<A> ? kPanel<A> : round_up(left, lanes<A>));
+}
+
+template <class V, int... Index>
+CONVLAB_INLINE V shuffle(V a, V b, std::integer_sequence<int, Index...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Index...);
+#else
+  using Mask = std::conditional_t<sizeof(a[0]) == 4, vec_mask<float>, vec_mask<double>>;
+  return __builtin_shuffle(a, b, Mask{Index...});
+#endif
+}
+
+template <int Block, bool High, int... Lane>
+constexpr auto transpose_indices(std::integer_sequence<int, Lane...>) {
+  constexpr int width = sizeof...(Lane);
+  return std::integer_sequence<int, (High ? ((Lane & Block) ? width + Lane : Lane + Block)
+                                          : ((Lane & Block) ? width + Lane - Block : Lane))...>{};
+}
+
+template <class A, int Block>
+CONVLAB_INLINE void transpose_step(vec<A> (&rows)[lanes<A>]) {
+  using Lanes = std::make_integer_sequence<int, lanes<A>>;
+  CONVLAB_UNROLL for (int i = 0; i < lanes<A>; ++i) {
+    if (i & Block) continue;
+    const vec<A> low = shuffle(rows[i], rows[i + Block], transpose_indices<Block, false>(Lanes{}));
+    rows[i + Block] = shuffle(rows[i], rows[i + Block], transpose_indices<Block, true>(Lanes{}));
+    rows[i] = low;
+  }
+}
+
+// Transposes a square of lanes x lanes elements held in registers.
+template <class A>
+CONVLAB_INLINE void transpose(vec<A> (&rows)[lanes<A>]) {
+  transpose_step<A, 1>(rows);
+  if constexpr (lanes<A> > 2) transpose_step<A, 2>(rows);
+  if constexpr (lanes<A> > 4) transpose_step<A, 4>(rows);
+  if constexpr (lanes<A> > 8) transpose_step<A, 8>(rows);
+}
+
+// target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns, and zero for the lanes
+// rows..round_up(rows, lanes) of the target.
+template <class T>
+void transpose_matrix(const T* source, int64_t source_stride, int64_t rows, int64_t columns, accumulate_t<T>* target,
+                      int64_t target_stride) {
+  using A = accumulate_t<T>;
+  constexpr int width = lanes<A>;
+  for (int64_t i = 0; i < rows; i += width)
+    for (int64_t j = 0; j < columns; j += width) {
+      const int64_t height = std::min<int64_t>(width, rows - i), length = std::min<int64_t>(width, columns - j);
+      vec<A> block[width];
+      for (int r = 0; r < width; ++r) {
+        const T* row = source + (i + r) * source_stride + j;
+        block[r] = r >= height ? vec<A>{} : length == width ? load(row) : load_partial(row, length);
+      }
+      transpose<A>(block);
+      for (int r = 0; r < length; ++r) store(target + (j + r) * target_stride + i, block[r]);
+    }
+}
+
+// Memory handed out front to back from one block. With no block it only counts, so the same code both plans a
+// workspace and carves it.
+class Carver {
+ public:
+  explicit Carver(void* block) : block_(static_cast<char*>(block)) {}
+  template <class U>
+  U* take(int64_t count) {
+    char* start = block_ ? block_ + used_ : nullptr;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(U)), 64);
+    return reinterpret_cast<U*>(start);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* block_;
+  int64_t used_ = 0;
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA
