@@ -57,36 +57,37 @@ struct GatherSource {
   int64_t channels;  // wanted
 };
 
+// The pixels begin..end of a run of `length` that read inside a line of `size` when pixel i reads x + i*step.
+struct Inside {
+  int64_t begin, end;
+  Inside(int64_t x, int64_t step, int64_t length, int64_t size) {
+    begin = x >= 0 ? 0 : std::min(length, divide_up(-x, step));
+    const int64_t last = x + (length - 1) * step;
+    end = last < size ? length : std::max(begin, x < size ? divide_up(size - x, step) : 0);
+  }
+};
+
 // Fills matrix rows channel*channel_rows + tap*tap_rows for all channels wanted and all taps of the phase.
 template <class T>
 void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, int64_t run_count,
             accumulate_t<T>* matrix, int64_t channel_rows, int64_t tap_rows) {
   using A = accumulate_t<T>;
-  const int64_t step = phase.axis[2].read_step;
-  for (int64_t index = 0; index < run_count; ++index) {
-    const Run& run = runs[index];
-    int64_t tap = 0;
-    for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
-      for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
-        for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx, ++tap) {
-          const int64_t z = run.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
-          const int64_t y = run.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
-          const int64_t x = run.x * step + phase.axis[2].offset(jx);
-          // Pixels begin..end of the run read inside the line.
-          int64_t begin = 0, end = run.length;
-          if (z < 0 || z >= source.size[0] || y < 0 || y >= source.size[1]) {
-            end = 0;
-          } else {
-            if (x < 0) begin = std::min(run.length, divide_up(-x, step));
-            const int64_t left = source.size[2] - x;
-            end = std::max(begin, std::min(run.length, left > 0 ? divide_up(left, step) : 0));
-          }
-          A* target = matrix + run.target + tap * tap_rows * run.pitch;
-          const T* line = source.data + run.n * source.batch_stride +
+  const int64_t step = phase.axis[2].read_step, plane = phase.axis[2].taps, lines = phase.axis[1].taps;
+  for (const Run* run = runs; run < runs + run_count; ++run)
+    for (int64_t jx = 0; jx < plane; ++jx) {
+      const int64_t x = run->x * step + phase.axis[2].offset(jx);
+      const Inside inside(x, step, run->length, source.size[2]);
+      for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
+        for (int64_t jy = 0; jy < lines; ++jy) {
+          const int64_t z = run->z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+          const int64_t y = run->y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+          const bool outside = z < 0 || z >= source.size[0] || y < 0 || y >= source.size[1];
+          const int64_t begin = outside ? run->length : inside.begin, end = outside ? begin : inside.end;
+          const int64_t tap = (jz * lines + jy) * plane + jx;
+          A* row = matrix + run->target + tap * tap_rows * run->pitch;
+          const T* from = source.data + run->n * source.batch_stride +
                           (z * source.size[1] + y) * source.size[2] + x;
           for (int64_t c = 0; c < source.channels; ++c) {
-            A* row = target + c * channel_rows * run.pitch;
-            const T* from = line + c * source.channel_stride;
             for (int64_t i = 0; i < begin; ++i) row[i] = 0;
             if (step == 1)
               copy_span<1>(from + begin, 1, end - begin, row + begin);
@@ -94,10 +95,12 @@ void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, 
               copy_span<2>(from + begin * 2, 2, end - begin, row + begin);
             else
               copy_span<0>(from + begin * step, step, end - begin, row + begin);
-            for (int64_t i = end; i < run.length; ++i) row[i] = 0;
+            for (int64_t i = end; i < run->length; ++i) row[i] = 0;
+            row += channel_rows * run->pitch;
+            from += source.channel_stride;
           }
         }
-  }
+    }
 }
 
 }  // namespace convlab::cpu::CONVLAB_ISA

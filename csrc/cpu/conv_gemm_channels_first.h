@@ -22,12 +22,15 @@ class GemmChannelsFirst {
     weights_in_place_ = !is_reduced<T> && t_.pass == Pass::forward && arguments.weight_stride_tap == 1;
     const int64_t taps = g.taps();
     block_channels_ = std::min(t_.read_channels, std::max<int64_t>(1, kDepth / taps));
-    const int64_t pixels = t_.rows();
-    block_pixels_ = std::min(kBlockPanels * kPanel<A>, round_up(pixels, lanes<A>));
+    const int64_t pixels = t_.rows(), parts = t_.phase_count * g.groups;
+    const int64_t enough = enough_tasks(arguments.threads);
+    // Smaller blocks of pixels first: splitting rows instead would gather the same pixels again.
+    int64_t panels = kBlockPanels;
+    while (panels > 1 && parts * divide_up(pixels, panels * kPanel<A>) < enough) panels /= 2;
+    block_pixels_ = std::min(panels * kPanel<A>, round_up(pixels, lanes<A>));
     pixel_blocks_ = std::max<int64_t>(1, divide_up(pixels, block_pixels_));
-    const int64_t blocks = t_.phase_count * g.groups * pixel_blocks_;
     const int64_t tiles = divide_up(t_.written_channels, kTileRows);
-    row_blocks_ = std::min(tiles, divide_up(kEnoughTasks, blocks));
+    row_blocks_ = std::min(tiles, divide_up(enough, parts * pixel_blocks_));
     // A bound on the rows of a task bounds the staging buffer.
     block_rows_ = std::min(divide_up(tiles, row_blocks_) * kTileRows, kMaxBlockRows);
     row_blocks_ = divide_up(t_.written_channels, block_rows_);
@@ -99,8 +102,7 @@ class GemmChannelsFirst {
 
  private:
   static constexpr int64_t kBlockPanels = 4;
-  static constexpr int64_t kEnoughTasks = 32;
-  static constexpr int64_t kMaxBlockRows = 20 * kTileRows;
+  static constexpr int64_t kMaxBlockRows = 170 * kTileRows;
 
   struct Scratch {
     A* panels;        // [panel][gathered row][pixel]

@@ -8,12 +8,14 @@
 // Cost: multiply_adds() plus packing the weights once. Memory: packed weights; per thread a block of pixels.
 // Limits: fewer than `lanes` written channels per group leave lanes idle (depthwise: all but one).
 #pragma once
-#include "conv_phase.h"
-#include "gemm.h"
+#include "conv_gather.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
 constexpr int64_t kDepth = 512;  // longest chain of additions, and rows of a panel that stay in L2 together
+
+// Tasks below which a problem is cut finer: enough for threads to even out, none if there is one thread.
+constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 4 * threads; }
 
 template <class T>
 class GemmChannelsLast {
@@ -29,7 +31,7 @@ class GemmChannelsLast {
     block_rows_ = divide_up(rows, row_blocks_);
     panels_ = divide_up(t_.written_channels, kPanel<A>);
     const int64_t blocks = t_.phase_count * g.groups * row_blocks_;
-    column_blocks_ = std::min(panels_, divide_up(kEnoughTasks, blocks));
+    column_blocks_ = std::min(panels_, divide_up(enough_tasks(arguments.threads), blocks));
     block_panels_ = divide_up(panels_, column_blocks_);
     column_blocks_ = divide_up(panels_, block_panels_);
     group_weights_ = round_up(t_.written_channels, lanes<A>) * g.taps() * t_.read_channels;
@@ -98,7 +100,6 @@ class GemmChannelsLast {
  private:
   static constexpr int64_t kBlockRows = 60;     // pixels of a task: a panel is used 10 times once it is in L2
   static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
-  static constexpr int64_t kEnoughTasks = 32;   // tasks below which columns are split too
   static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
 
   struct Scratch {
@@ -179,6 +180,10 @@ class GemmChannelsLast {
   }
 
   void copy_patch(const Phase& phase, const PixelWalk& pixel, const T* image, int64_t read_stride, A* patch) const {
+    if (read_stride == t_.read_channels && phase.axis[2].offset_step == 1) {
+      copy_lines(phase, pixel, image, patch);
+      return;
+    }
     for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
       A* target = patch + j * t_.read_channels;
       int64_t c = 0;
@@ -190,6 +195,28 @@ class GemmChannelsLast {
       for (; c + lanes<A> <= t_.read_channels; c += lanes<A>) store(target + c, load(source + c));
       for (; c < t_.read_channels; ++c) target[c] = to_accumulate(source[c]);
     });
+  }
+
+  // Neighbouring taps read neighbouring pixels: a line of the patch is one span of memory.
+  void copy_lines(const Phase& phase, const PixelWalk& pixel, const T* image, A* patch) const {
+    const int64_t taps = phase.axis[2].taps, channels = t_.read_channels;
+    const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset_first;
+    const int64_t inside = std::clamp<int64_t>(-x, 0, taps);
+    const int64_t outside = std::clamp<int64_t>(t_.read_size[2] - x, inside, taps);
+    for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz) {
+      const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+      for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy, patch += taps * channels) {
+        const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+        if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1]) {
+          std::fill(patch, patch + taps * channels, A(0));
+          continue;
+        }
+        std::fill(patch, patch + inside * channels, A(0));
+        const T* line = image + ((z * t_.read_size[1] + y) * t_.read_size[2] + x) * channels;
+        copy_span<1>(line + inside * channels, 1, (outside - inside) * channels, patch + inside * channels);
+        std::fill(patch + outside * channels, patch + taps * channels, A(0));
+      }
+    }
   }
 
   void multiply_panel(const Phase& phase, int64_t group, int64_t panel, int64_t rows, const Scratch& s) const {

@@ -33,6 +33,7 @@ struct ConvArguments {
   const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* shared = nullptr;
+  int threads = 1;  // how finely to cut tasks; never how to order a sum
 
   int64_t weight_stride_filter() const { return geometry.in_channels_per_group() * geometry.taps(); }
 };

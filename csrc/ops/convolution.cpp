@@ -1,6 +1,7 @@
 // Convolution: checks, output, algorithm, kernels. The three passes differ in which tensor is written.
 #include "convolution.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include "../cpu/conv_kernels.h"
@@ -109,6 +110,7 @@ void run(Algorithm algorithm, Pass pass, const ConvGeometry& geometry, Layout la
     using T = decltype(type);
     cpu::ConvArguments<T> arguments;
     arguments.geometry = geometry;
+    arguments.threads = at::get_num_threads();
     arguments.pass = pass;
     arguments.layout = layout;
     arguments.input = const_cast<T*>(const_data<T>(input));

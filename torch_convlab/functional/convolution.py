@@ -139,7 +139,8 @@ def _transposed(spatial, input, weight, bias, stride, padding, output_padding, g
 def _transposed_size(name, input, weight, bias, stride, padding, output_padding, groups, dilation):
     """Size of the output; raises torch's errors in the caller's terms, where the operator would use its own."""
     spatial = input.dim() - 2
-    for argument, values in dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation).items():
+    arguments = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    for argument, values in arguments.items():
         if len(values) != spatial:
             raise RuntimeError(
                 f"expected {argument} to be a single integer value or a list of {spatial} values to match the "

@@ -1,0 +1,49 @@
+"""Benchmarks of torch_convlab against torch: `python bench/run.py conv --suite resnet50`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import conv  # noqa: E402
+import measure  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    conv.add_arguments(verbs.add_parser("conv", help="convolutions, by model suite or sampled from timm"))
+    for verb in verbs.choices.values():
+        verb.add_argument("--threads", type=int, default=torch.get_num_threads())
+        verb.add_argument("--rounds", type=int, default=9, help="turns of every contender (default 9)")
+        verb.add_argument("--seconds", type=float, default=0.02, help="length of one turn (default 0.02)")
+        verb.add_argument("--json", nargs="?", const="", metavar="FILE", help="write results (default bench/results/...)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    console = Console(width=150 if not sys.stdout.isatty() else None, highlight=False)
+    result = conv.run(options, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    table = Table(*result.columns, box=None, header_style="bold")
+    for row in result.rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in result.summary:
+        print(line)
+    if options.json is not None:
+        path = Path(options.json) if options.json else RESULTS / f"{result.name}-{options.threads}t.json"
+        path.write_text(json.dumps({"environment": measure.environment(), **result.data}, indent=1) + "\n")
+        print(f"wrote {path}")
+    return 1 if result.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
