@@ -39,8 +39,8 @@ def _operands(shape: shapes.ConvShape, batch: int, dtype: torch.dtype, pass_: st
     """input, weight and grad_output; for a transposed convolution those of the convolution it is the adjoint of."""
     generator = torch.Generator().manual_seed(0)
     if shape.transposed:
-        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1
-                for n, s, p, d, k in zip(shape.size, shape.stride, shape.padding, shape.dilation, shape.kernel)]  # fmt: skip
+        parameters = zip(shape.size, shape.stride, shape.padding, shape.dilation, shape.kernel)
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in parameters]
         channels, out_channels = shape.out_channels, shape.in_channels
     else:
         size, channels, out_channels = list(shape.size), shape.in_channels, shape.out_channels

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-import conv  # noqa: E402
-import measure  # noqa: E402
+import conv
+import measure
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,7 +26,7 @@ def main() -> int:
         verb.add_argument("--threads", type=int, default=torch.get_num_threads())
         verb.add_argument("--rounds", type=int, default=9, help="turns of every contender (default 9)")
         verb.add_argument("--seconds", type=float, default=0.02, help="length of one turn (default 0.02)")
-        verb.add_argument("--json", nargs="?", const="", metavar="FILE", help="write results (default bench/results/...)")
+        verb.add_argument("--json", nargs="?", const="", metavar="FILE", help="write results, by default to results/")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

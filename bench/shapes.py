@@ -57,9 +57,7 @@ def conv(c, size, k, kernel, stride=1, padding=0, groups=1, layers=1, dilation=1
     def full(value):
         return value if isinstance(value, tuple) else (value,) * dims
 
-    return ConvShape(
-        c, full(size), k, full(kernel), full(stride), full(padding), full(dilation), groups, bias, layers
-    )
+    return ConvShape(c, full(size), k, full(kernel), full(stride), full(padding), full(dilation), groups, bias, layers)
 
 
 def _resnet(width: int, groups: int) -> list[ConvShape]:
@@ -93,9 +91,9 @@ def _vgg16() -> list[ConvShape]:
 def _mobilenet_v2() -> list[ConvShape]:
     shapes = [conv(3, 224, 32, 3, 2, 1), conv(32, 112, 32, 3, 1, 1, groups=32), conv(32, 112, 16, 1)]
     channels, size = 16, 112
-    for expand, out, repeats, stride in ((6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for out, repeats, stride in ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1)):
         for index in range(repeats):
-            inner, step = channels * expand, stride if index == 0 else 1
+            inner, step = channels * 6, stride if index == 0 else 1
             shapes += [conv(channels, size, inner, 1), conv(inner, size, inner, 3, step, 1, groups=inner)]
             size //= step
             shapes.append(conv(inner, size, out, 1))

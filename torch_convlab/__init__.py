@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (loads the libraries that _C links against)
+import torch  # first: loads the libraries that _C links against
 
 from . import _C
 

@@ -35,7 +35,7 @@ class Convolution(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, bias, *ctx.parameters = inputs
+        input, weight, _bias, *ctx.parameters = inputs
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
 
@@ -95,7 +95,7 @@ class ConvolutionBackwardInput(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad_output, weight, bias, ctx.input_size, *ctx.parameters = inputs
+        grad_output, weight, _bias, ctx.input_size, *ctx.parameters = inputs
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
 

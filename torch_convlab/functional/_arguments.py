@@ -28,7 +28,9 @@ def autocast(*tensors):
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        tensor.to(dtype) if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-        for tensor in tensors
-    )
+
+    def cast(tensor):
+        keep = tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64
+        return tensor if keep else tensor.to(dtype)
+
+    return tuple(map(cast, tensors))
