@@ -12,33 +12,11 @@ namespace convlab::cpu::CONVLAB_ISA {
 
 template <class T>
 struct ImplicitGemm {
-  // Calls body with the object that computes this problem.
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     if (arguments.pass == Pass::backward_weight) return body(GemmWeight<T>(arguments));
     if (arguments.layout == Layout::channels_last) return body(GemmChannelsLast<T>(arguments));
     return body(GemmChannelsFirst<T>(arguments));
-  }
-
-  static ConvPlan plan(const ConvArguments<T>& arguments) {
-    return with(arguments, [](const auto& gemm) { return gemm.plan(); });
-  }
-  static void prepare(const ConvArguments<T>& arguments, int64_t begin, int64_t end) {
-    with(arguments, [&](const auto& gemm) {
-      if constexpr (requires { gemm.prepare(begin); })
-        for (int64_t task = begin; task < end; ++task) gemm.prepare(task);
-    });
-  }
-  static void run(const ConvArguments<T>& arguments, void* scratch, int64_t begin, int64_t end) {
-    with(arguments, [&](const auto& gemm) {
-      for (int64_t task = begin; task < end; ++task) gemm.run(scratch, task);
-    });
-  }
-  static void finish(const ConvArguments<T>& arguments, int64_t begin, int64_t end) {
-    with(arguments, [&](const auto& gemm) {
-      if constexpr (requires { gemm.finish(begin); })
-        for (int64_t task = begin; task < end; ++task) gemm.finish(task);
-    });
   }
 };
 

@@ -29,24 +29,28 @@ struct Dense {
 };
 
 template <class T>
-struct NaiveConvolution {
+struct Naive {
   using A = accumulate_t<T>;
+  const ConvArguments<T>& arguments;
 
-  static ConvPlan plan(const ConvArguments<T>& a) {
-    const ConvGeometry& g = a.geometry;
+  template <class Body>
+  static auto with(const ConvArguments<T>& arguments, const Body& body) {
+    return body(Naive{arguments});
+  }
+
+  ConvPlan plan() const {
+    const ConvGeometry& g = arguments.geometry;
     ConvPlan plan;
-    plan.run_tasks = a.pass == Pass::forward          ? g.batch * g.out_channels
-                     : a.pass == Pass::backward_input ? g.batch * g.in_channels
-                                                      : g.out_channels * g.in_channels_per_group();
+    plan.run_tasks = arguments.pass == Pass::forward          ? g.batch * g.out_channels
+                     : arguments.pass == Pass::backward_input ? g.batch * g.in_channels
+                                                              : g.out_channels * g.in_channels_per_group();
     return plan;
   }
 
-  static void run(const ConvArguments<T>& a, void*, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      if (a.pass == Pass::forward) forward(a, task);
-      if (a.pass == Pass::backward_input) backward_input(a, task);
-      if (a.pass == Pass::backward_weight) backward_weight(a, task);
-    }
+  void run(void*, int64_t task) const {
+    if (arguments.pass == Pass::forward) forward(arguments, task);
+    if (arguments.pass == Pass::backward_input) backward_input(arguments, task);
+    if (arguments.pass == Pass::backward_weight) backward_weight(arguments, task);
   }
 
   // One output channel of one sample.

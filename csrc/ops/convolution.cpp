@@ -136,8 +136,17 @@ Tensor& fill_with_bias(Tensor& result, const OptionalTensor& bias) {
 
 }  // namespace
 
-std::string refusal(Algorithm, const ConvGeometry&, Pass, at::ScalarType, at::DeviceType) {
-  return {};  // both algorithms so far compute everything
+std::string refusal(Algorithm algorithm, const ConvGeometry& g, Pass pass, at::ScalarType, at::DeviceType) {
+  if (algorithm != Algorithm::winograd) return {};  // the others compute everything
+  if (pass == Pass::backward_weight) return "winograd has no backward-weight pass";
+  if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
+    return c10::str("winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel[0], "x", g.kernel[1], "x",
+                    g.kernel[2], " on an input of depth ", g.input[0]);
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    if (g.stride[axis] != 1) return c10::str("winograd needs stride 1, but a stride is ", g.stride[axis]);
+    if (g.dilation[axis] != 1) return c10::str("winograd needs dilation 1, but a dilation is ", g.dilation[axis]);
+  }
+  return {};
 }
 
 Algorithm choose_algorithm(const ConvGeometry&, Pass, at::ScalarType, at::DeviceType) {
