@@ -51,7 +51,7 @@ class GemmChannelsFirst {
   }
 
   // One tap of one group: [written channel][read channel].
-  void prepare(int64_t task) const {
+  void prepare(void*, int64_t task) const {
     const int64_t taps = t_.geometry.taps(), tap = task % taps, group = task / taps;
     A* target = packed(group, tap);
     const T* source = arguments_.weight + t_.weight_offset(arguments_, group, 0, 0) +

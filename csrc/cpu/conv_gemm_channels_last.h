@@ -50,7 +50,7 @@ class GemmChannelsLast {
   }
 
   // One tap of one panel of weights.
-  void prepare(int64_t task) const {
+  void prepare(void*, int64_t task) const {
     const int64_t taps = t_.geometry.taps();
     const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
     const int width = panel_width<A>(t_.written_channels, panel);

@@ -41,7 +41,7 @@ struct ConvArguments {
 template <class T>
 struct ConvKernels {
   ConvPlan (*plan)(const ConvArguments<T>&) = nullptr;
-  void (*prepare)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;
+  void (*prepare)(const ConvArguments<T>&, void* scratch, int64_t begin, int64_t end) = nullptr;
   void (*run)(const ConvArguments<T>&, void* scratch, int64_t begin, int64_t end) = nullptr;
   void (*finish)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;
 };

@@ -6,9 +6,12 @@
 // V[point][tile][channel]; per panel of written channels 36 matrix products M[point][tile][column]; transform back.
 // Weights are transformed once per call, U[panel][point][channel][column]. NCHW tensors go through a strip buffer in
 // NHWC order per row of tiles. Backward input is the same with rotated weights, the roles of the channels exchanged.
-// Cost: multiply_adds()/4 (more where 4 does not divide the output) plus the transforms, worth it from about 32 channels
-// and where tiles outweigh the 4 times larger weights. Memory: 36/9 of the weights; per thread 36 x tiles x (channels
-// + panel), bounded by the block, never by the batch.
+// Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
+// counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
+// transforms some channels of it, and multiplies all tiles with them while they are in cache.
+// Cost: multiply_adds()/4 (more where 4 does not divide the output) plus the transforms, worth it from about 16 channels.
+// Memory: many tiles, 4 x weights shared, and per thread 36 x tiles of a block x (channels + panel); few tiles, 36 x at
+// most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
 // Limits: error 1.2e-6 to 4e-6 of max|reference| in float32 (winograd_transform.h). NaN and Inf spread over their tile.
 #pragma once
 #include "conv_gather.h"
@@ -36,86 +39,110 @@ class Winograd {
       tiles_[axis] = divide_up(t_.written_size[axis + 1], M);
     }
     panels_ = divide_up(t_.written_channels, kPanel<A>);
-    padded_channels_ = round_up(t_.read_channels, lanes<A>);
-    row_stride_ = padded_channels_ + lanes<A>;  // off a power of two: rows would share cache sets
-    group_weights_ = kPoints * t_.read_channels * round_up(t_.written_channels, lanes<A>);
+    row_stride_ = round_up(t_.read_channels, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = g.batch * tiles_[0] * tiles_[1];
+    few_tiles_ = all_tiles_ <= kFewTiles && g.groups * panels_ >= arguments.threads;
     const int64_t share = divide_up(all_tiles_ * g.groups, enough_tasks(arguments.threads));
-    block_tiles_ = std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, kBlockTiles);
+    block_tiles_ = few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, kBlockTiles);
     blocks_ = divide_up(all_tiles_, block_tiles_);
+    chunk_ = std::min(t_.read_channels, few_tiles_ ? kFewTilesChunk : kDepth);
+    group_weights_ = panels_ * kPoints * point_stride(t_.read_channels);
   }
 
   ConvPlan plan() const {
+    const int64_t groups = t_.geometry.groups;
     ConvPlan plan;
-    plan.prepare_tasks = t_.geometry.groups * panels_ * divide_up(t_.read_channels, kPreparedChannels);
-    plan.run_tasks = t_.geometry.groups * blocks_;
-    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
+    plan.prepare_tasks = few_tiles_ ? groups * t_.geometry.batch * tiles_[0]
+                                    : groups * panels_ * divide_up(t_.read_channels, kPreparedChannels);
+    plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
+    plan.shared_bytes = groups * (few_tiles_ ? input_size() : group_weights_) * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
     return plan;
   }
 
-  // G w G^T of some channels of one panel.
-  void prepare(int64_t task) const {
+  void prepare(void* scratch, int64_t task) const {
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    if (few_tiles_) {  // one row of tiles
+      const int64_t rows = t_.geometry.batch * tiles_[0], row = task % rows, group = task / rows;
+      for_each_strip(row * tiles_[1], tiles_[1], [&](Strip strip) {
+        strip.tile = row * tiles_[1];
+        transform_input(group, strip, static_cast<A*>(arguments_.shared) + group * input_size(), s);
+      });
+      return;
+    }
     const int64_t channel_blocks = divide_up(t_.read_channels, kPreparedChannels);
-    const int64_t block = task % channel_blocks, panel = task / channel_blocks % panels_;
+    const int64_t begin = task % channel_blocks * kPreparedChannels, panel = task / channel_blocks % panels_;
     const int64_t group = task / channel_blocks / panels_;
-    const int width = panel_width<A>(t_.written_channels, panel);
-    A* target = weights(group, panel);
-    const int64_t point_stride = t_.read_channels * width;
-    const int64_t end = std::min(t_.read_channels, (block + 1) * kPreparedChannels);
-    constexpr const auto& matrices = winograd<M, R>;
-    for (int64_t channel = block * kPreparedChannels; channel < end; ++channel)
-      for (int lane = 0; lane < width; lane += lanes<A>) {
-        const int64_t first = panel * kPanel<A> + lane;
-        vec<A> w[R * R], half[N * R], point[N * N];
-        load_filters(group, channel, first, std::min<int64_t>(lanes<A>, t_.written_channels - first), w);
-        CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<A>(matrices.weight, w + x, R, half + x, R);
-        CONVLAB_UNROLL for (int y = 0; y < N; ++y) transform<A>(matrices.weight, half + y * R, 1, point + y * N, 1);
-        for (int p = 0; p < kPoints; ++p) store(target + p * point_stride + channel * width + lane, point[p]);
-      }
+    const int64_t end = std::min(t_.read_channels, begin + kPreparedChannels);
+    transform_weights(group, panel, begin, end, point_stride(t_.read_channels),
+                      weights(group, panel) + begin * panel_width<A>(t_.written_channels, panel), s);
   }
 
   void run(void* scratch, int64_t task) const {
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    const int64_t group = task / blocks_, begin = task % blocks_ * block_tiles_;
-    const int64_t count = std::min(block_tiles_, all_tiles_ - begin);
-    for_each_strip(begin, count, [&](const Strip& strip) { transform_input(group, strip, s); });
+    const int64_t parts = few_tiles_ ? panels_ : blocks_, group = task / parts, part = task % parts;
+    if (few_tiles_) {
+      const A* input = static_cast<const A*>(arguments_.shared) + group * input_size();
+      for (int64_t begin = 0; begin < t_.read_channels; begin += chunk_) {
+        const int64_t end = std::min(t_.read_channels, begin + chunk_);
+        transform_weights(group, part, begin, end, point_stride(chunk_), s.weights, s);
+        multiply(part, input + begin, s.weights, point_stride(chunk_), end - begin, all_tiles_, begin > 0, s);
+      }
+      write_panel(group, part, 0, all_tiles_, s);
+      return;
+    }
+    const int64_t begin = part * block_tiles_, count = std::min(block_tiles_, all_tiles_ - begin);
+    for_each_strip(begin, count, [&](const Strip& strip) { transform_input(group, strip, s.input, s); });
     for (int64_t panel = 0; panel < panels_; ++panel) {
-      multiply(group, panel, count, s);
-      load_bias(group, panel, s.bias);
-      for_each_strip(begin, count, [&](const Strip& strip) { transform_output(group, panel, strip, s); });
+      const int width = panel_width<A>(t_.written_channels, panel);
+      for (int64_t c = 0; c < t_.read_channels; c += chunk_)
+        multiply(panel, s.input + c, weights(group, panel) + c * width, point_stride(t_.read_channels),
+                 std::min(chunk_, t_.read_channels - c), count, c > 0, s);
+      write_panel(group, panel, begin, count, s);
     }
   }
 
  private:
-  static constexpr int64_t kBlockTiles = 36;
+  static constexpr int64_t kBlockTiles = 48;
+  static constexpr int64_t kFewTiles = 64;
+  static constexpr int64_t kFewTilesChunk = 64;  // 36 points x 64 channels x 64 columns of float: 0.6 MB
   static constexpr int64_t kPreparedChannels = 16;
 
   struct Scratch {
-    A* input;            // V[point][tile][channel]
+    A* input;            // V[point][tile][channel], unless it is shared
     A* product;          // M[point][tile][column]
+    A* weights;          // a chunk of U[point][channel][column], unless they are shared
     A* strip;            // [y][x][channel or column], NCHW only
+    A* filters;          // [channel][tap][lane]
     A* bias;             // of one panel
     const A** rows;
     A** outputs;
   };
 
   Scratch carve(Carver& carver) const {
-    const int64_t strip = (block_tiles_ * M + R - 1) * N * std::max<int64_t>(row_stride_, kPanel<A>);
-    return {carver.take<A>(kPoints * block_tiles_ * row_stride_),
+    const int64_t strip_tiles = std::min(block_tiles_, tiles_[1]);
+    const int64_t strip = (strip_tiles * M + R - 1) * N * std::max<int64_t>(row_stride_, kPanel<A>);
+    return {carver.take<A>(few_tiles_ ? 0 : input_size()),
             carver.take<A>(kPoints * block_tiles_ * kPanel<A>),
+            carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
             carver.take<A>(last_ ? 0 : strip),
+            carver.take<A>(kPreparedChannels * R * R * lanes<A>),
             carver.take<A>(kPanel<A>),
             carver.take<const A*>(kTileRows),
             carver.take<A*>(kTileRows)};
   }
 
+  int64_t input_size() const { return kPoints * block_tiles_ * row_stride_; }
+  // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
+  static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
+
   A* weights(int64_t group, int64_t panel) const {
     return static_cast<A*>(arguments_.shared) + group * group_weights_ +
-           panel * kPanel<A> * kPoints * t_.read_channels;
+           panel * kPoints * point_stride(t_.read_channels);
   }
 
   // Tiles of a block that lie in one row of tiles of one image.
@@ -133,15 +160,56 @@ class Winograd {
     }
   }
 
-  // The taps between one read channel and `count` written ones; backward input sees the filter rotated by 180 degrees.
-  void load_filters(int64_t group, int64_t channel, int64_t first, int64_t count, vec<A> (&w)[R * R]) const {
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel, first);
-    const int64_t stride = t_.weight_offset(arguments_, 0, 0, 1);
-    for (int tap = 0; tap < R * R; ++tap) {
-      const T* from = source + (t_.pass == Pass::forward ? tap : R * R - 1 - tap) * arguments_.weight_stride_tap;
-      A lane[lanes<A>] = {};
-      for (int64_t i = 0; i < count; ++i) lane[i] = to_accumulate(from[i * stride]);
-      w[tap] = load(lane);
+  // ---- weights
+
+  // G w G^T of the channels begin..end of one panel, to target + point*point_stride + (channel-begin)*width.
+  void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride, A* target,
+                         const Scratch& s) const {
+    constexpr const auto& matrices = winograd<M, R>;
+    const int width = panel_width<A>(t_.written_channels, panel);
+    for (int64_t block = begin; block < end; block += kPreparedChannels)
+      for (int lane = 0; lane < width; lane += lanes<A>) {
+        const int64_t first = panel * kPanel<A> + lane, channels = std::min(kPreparedChannels, end - block);
+        load_filters(group, block, channels, first, std::min<int64_t>(lanes<A>, t_.written_channels - first), s.filters);
+        for (int64_t c = 0; c < channels; ++c) {
+          vec<A> w[R * R], half[N * R];
+          CONVLAB_UNROLL for (int tap = 0; tap < R * R; ++tap) {
+            // Backward input sees the filter rotated by 180 degrees.
+            const int from = t_.pass == Pass::forward ? tap : R * R - 1 - tap;
+            w[tap] = load(s.filters + (c * R * R + from) * lanes<A>);
+          }
+          CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<A>(matrices.weight, w + x, R, half + x, R);
+          A* out = target + (block - begin + c) * width + lane;
+          CONVLAB_UNROLL for (int y = 0; y < N; ++y) {
+            vec<A> point[N];
+            transform<A>(matrices.weight, half + y * R, 1, point, 1);
+            CONVLAB_UNROLL for (int x = 0; x < N; ++x) store(out + (y * N + x) * point_stride, point[x]);
+          }
+        }
+      }
+  }
+
+  // The taps between read channels block.. and the written channels first.., as [channel][tap][lane].
+  void load_filters(int64_t group, int64_t block, int64_t channels, int64_t first, int64_t count, A* filters) const {
+    constexpr int taps = R * R;
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, block, first);
+    const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
+    const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
+    if (tap_stride == 1 && channel_stride == taps) {
+      transpose_matrix(source, lane_stride, count, channels * taps, filters, lanes<A>);
+    } else if (tap_stride == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        transpose_matrix(source + c * channel_stride, lane_stride, count, taps, filters + c * taps * lanes<A>, lanes<A>);
+    } else if (channel_stride == 1) {
+      for (int tap = 0; tap < taps; ++tap)
+        transpose_matrix(source + tap * tap_stride, lane_stride, count, channels, filters + tap * lanes<A>,
+                         taps * lanes<A>);
+    } else {  // lanes are contiguous
+      for (int64_t c = 0; c < channels; ++c)
+        for (int tap = 0; tap < taps; ++tap) {
+          const T* from = source + c * channel_stride + tap * tap_stride;
+          store(filters + (c * taps + tap) * lanes<A>, count == lanes<A> ? load(from) : load_partial(from, count));
+        }
     }
   }
 
@@ -155,7 +223,7 @@ class Winograd {
 
   // ---- input
 
-  void transform_input(int64_t group, const Strip& strip, const Scratch& s) const {
+  void transform_input(int64_t group, const Strip& strip, A* input, const Scratch& s) const {
     const int64_t y = strip.y + first_[0], x = strip.x + first_[1];
     const int64_t height = t_.read_size[1], width = t_.read_size[2];
     if (last_) {
@@ -163,14 +231,14 @@ class Winograd {
       const T* image = t_.read + strip.n * height * width * stride + group * t_.read_channels;
       for (int64_t tile = 0; tile < strip.tiles; ++tile)
         transform_tile(image + (y * width + x + tile * M) * stride, width * stride, stride, y, height, x + tile * M,
-                       width, s.input + (strip.tile + tile) * row_stride_);
+                       width, input + (strip.tile + tile) * row_stride_);
       return;
     }
     const int64_t columns = strip.tiles * M + R - 1;
     fill_strip(group, strip.n, y, x, columns, s.strip);
     for (int64_t tile = 0; tile < strip.tiles; ++tile)
       transform_tile<A>(s.strip + tile * M * row_stride_, columns * row_stride_, row_stride_, 0, N, tile * M, columns,
-                        s.input + (strip.tile + tile) * row_stride_);
+                        input + (strip.tile + tile) * row_stride_);
   }
 
   // B^T d B of one tile for all channels; pixel (i, j) of it is at corner + i*line + j*pixel, and is read if y+i lies
@@ -227,32 +295,34 @@ class Winograd {
 
   // ---- products
 
-  void multiply(int64_t group, int64_t panel, int64_t count, const Scratch& s) const {
-    const int width = panel_width<A>(t_.written_channels, panel);
+  // M[point][tile] (+)= V[point][tile][channels] U[point][channels] for `depth` channels of one panel.
+  void multiply(int64_t panel, const A* input, const A* u, int64_t point_stride, int64_t depth, int64_t count,
+                bool accumulate, const Scratch& s) const {
+    const int vectors = panel_width<A>(t_.written_channels, panel) / lanes<A>;
     const int64_t tiles = divide_up(count, kTileRows);
     TileProduct<A> product;
     product.rows = s.rows;
     product.outputs = s.outputs;
-    const A* u = weights(group, panel);
     product.panels = &u;
-    for (int p = 0; p < kPoints; ++p, u += t_.read_channels * width)
-      for (int64_t begin = 0; begin < t_.read_channels; begin += kDepth) {
-        product.depth = std::min(kDepth, t_.read_channels - begin);
-        product.row_offset = begin;
-        product.panel_offset = begin * width;
-        product.accumulate = begin > 0;
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t row = count * tile / tiles, height = count * (tile + 1) / tiles - row;
-          for (int64_t r = 0; r < height; ++r) {
-            s.rows[r] = s.input + (p * block_tiles_ + row + r) * row_stride_;
-            s.outputs[r] = s.product + (p * block_tiles_ + row + r) * kPanel<A>;
-          }
-          tile_kernel<A, 1>(static_cast<int>(height), width / lanes<A>)(product);
+    product.depth = depth;
+    product.accumulate = accumulate;
+    for (int p = 0; p < kPoints; ++p, u += point_stride)
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = count * tile / tiles, height = count * (tile + 1) / tiles - row;
+        for (int64_t r = 0; r < height; ++r) {
+          s.rows[r] = input + (p * block_tiles_ + row + r) * row_stride_;
+          s.outputs[r] = s.product + (p * block_tiles_ + row + r) * kPanel<A>;
         }
+        tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
       }
   }
 
   // ---- output
+
+  void write_panel(int64_t group, int64_t panel, int64_t begin, int64_t count, const Scratch& s) const {
+    load_bias(group, panel, s.bias);
+    for_each_strip(begin, count, [&](const Strip& strip) { transform_output(group, panel, strip, s); });
+  }
 
   void transform_output(int64_t group, int64_t panel, const Strip& strip, const Scratch& s) const {
     const int64_t height = t_.written_size[1], width = t_.written_size[2];
@@ -330,7 +400,8 @@ class Winograd {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_;
-  int64_t first_[2], tiles_[2], panels_, padded_channels_, row_stride_, group_weights_, all_tiles_, block_tiles_, blocks_;
+  bool few_tiles_;
+  int64_t first_[2], tiles_[2], panels_, row_stride_, all_tiles_, block_tiles_, blocks_, chunk_, group_weights_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

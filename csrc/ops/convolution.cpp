@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include "../cost_model.h"
 #include "../cpu/conv_kernels.h"
 #include "convolution_checks.h"
 
@@ -86,7 +87,7 @@ void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
   const int64_t copied = plan.shared_bytes / 4 / std::max<int64_t>(1, plan.prepare_tasks) + 1;
   const int64_t copy_grain = std::max<int64_t>(1, kMultiplyAddsPerThread / 4 / copied);
   parallel(plan.prepare_tasks, copy_grain,
-           [&](int64_t begin, int64_t end) { kernels.prepare(arguments, begin, end); });
+           [&](int64_t begin, int64_t end) { kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end); });
   parallel(plan.run_tasks, grain, [&](int64_t begin, int64_t end) {
     kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
   });
@@ -149,8 +150,18 @@ std::string refusal(Algorithm algorithm, const ConvGeometry& g, Pass pass, at::S
   return {};
 }
 
-Algorithm choose_algorithm(const ConvGeometry&, Pass, at::ScalarType, at::DeviceType) {
-  return Algorithm::implicit_gemm;
+Algorithm choose_algorithm(const ConvGeometry& geometry, Pass pass, at::ScalarType dtype, at::DeviceType device) {
+  Algorithm best = Algorithm::implicit_gemm;
+  double best_cost = estimated_cost(best, geometry, pass);
+  for (int index = 0; index < kAlgorithms; ++index) {
+    const auto algorithm = static_cast<Algorithm>(index);
+    // Who computes in float64 wants the digits that winograd gives up.
+    if (algorithm == Algorithm::winograd && dtype == at::kDouble) continue;
+    if (!refusal(algorithm, geometry, pass, dtype, device).empty()) continue;
+    const double cost = estimated_cost(algorithm, geometry, pass);
+    if (cost < best_cost) best = algorithm, best_cost = cost;
+  }
+  return best;
 }
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
