@@ -14,7 +14,12 @@ namespace convlab {
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
 inline double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
-inline double implicit_gemm_cost(const ConvGeometry& g) { return static_cast<double>(g.multiply_adds()); }
+// Few written channels per group leave lanes idle or make the gather count.
+inline double implicit_gemm_cost(const ConvGeometry& g, Pass pass) {
+  constexpr double per_gathered = 8;
+  const int64_t written = pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  return static_cast<double>(g.multiply_adds()) * (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
+}
 
 inline double winograd_cost(const ConvGeometry& g, Pass pass) {
   constexpr double points = 36, per_input = 12, per_output = 12, per_weight = 7;
@@ -32,13 +37,16 @@ inline double winograd_cost(const ConvGeometry& g, Pass pass) {
 // Lower is faster. Only for algorithms that do not refuse the problem.
 inline double estimated_cost(Algorithm algorithm, const ConvGeometry& g, Pass pass) {
   constexpr double scalar = 40;  // one multiply-add of the naive loop, against one of a vector
+  constexpr double shifted = 4;  // a load for every multiply-add
   switch (algorithm) {
     case Algorithm::naive:
       return scalar * static_cast<double>(g.multiply_adds());
     case Algorithm::winograd:
       return winograd_cost(g, pass);
+    case Algorithm::depthwise:
+      return shifted * static_cast<double>(g.multiply_adds());
     default:
-      return implicit_gemm_cost(g);
+      return implicit_gemm_cost(g, pass);
   }
 }
 

@@ -138,7 +138,10 @@ Tensor& fill_with_bias(Tensor& result, const OptionalTensor& bias) {
 }  // namespace
 
 std::string refusal(Algorithm algorithm, const ConvGeometry& g, Pass pass, at::ScalarType, at::DeviceType) {
-  if (algorithm != Algorithm::winograd) return {};  // the others compute everything
+  if (algorithm == Algorithm::depthwise && (g.groups != g.in_channels || g.groups != g.out_channels))
+    return c10::str("depthwise needs groups == in_channels == out_channels, but groups is ", g.groups,
+                    ", in_channels ", g.in_channels, " and out_channels ", g.out_channels);
+  if (algorithm != Algorithm::winograd) return {};
   if (pass == Pass::backward_weight) return "winograd has no backward-weight pass";
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
     return c10::str("winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel[0], "x", g.kernel[1], "x",
