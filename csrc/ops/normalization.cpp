@@ -8,6 +8,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <sstream>
+
 #include "../cpu/norm_kernels.h"
 #include "common.h"
 
@@ -111,9 +113,11 @@ void check_layer_norm(const Tensor& input, const OptionalTensor& weight, const O
   check("weight", weight);
   check("bias", bias);
   const auto sizes = input.sym_sizes();
-  TORCH_CHECK(sizes.size() >= shape.size() && sizes.slice(sizes.size() - shape.size()) == shape,
-              "Given normalized_shape=", shape, ", expected input with shape [*, ", shape.slice(0, shape.size() - 1),
-              shape.size() > 1 ? ", " : "", shape.back(), "], but got input of size", sizes);
+  if (sizes.size() >= shape.size() && sizes.slice(sizes.size() - shape.size()) == shape) return;
+  std::ostringstream expected;
+  for (const SymInt& size : shape) expected << ", " << size;
+  TORCH_CHECK(false, "Given normalized_shape=", shape, ", expected input with shape [*", expected.str(),
+              "], but got input of size", sizes);
 }
 
 // ---- Outputs. Like the checks these know symbolic sizes only, so that fake kernels are a check and an allocation.

@@ -18,11 +18,6 @@ def _computing(tensor):
     return tensor.float() if tensor is not None and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _like(value, tensor):
-    """`value` in the type and shape of `tensor`, summed where `tensor` was broadcast; None where `tensor` is."""
-    return None if tensor is None or value is None else value.sum_to_size(tensor.shape).to(tensor.dtype)
-
-
 class _View:
     """How an operator's tensors look to `Normalization`: shape of the activations, of the parameters, group dims."""
 
@@ -40,7 +35,9 @@ class _View:
 
     def sum(self, value, tensor):
         """`value`, one per activation, summed for the parameter `tensor`."""
-        return None if tensor is None else value.sum_to_size(self.parameter_shape).reshape(tensor.shape).to(tensor.dtype)
+        if tensor is None:
+            return None
+        return value.sum_to_size(self.parameter_shape).reshape(tensor.shape).to(tensor.dtype)
 
 
 def _batch_view(input: torch.Tensor) -> _View:
@@ -83,13 +80,16 @@ def _masked(value, mask):
 
 
 def _batch_tangent(ctx, train, saved, tangents):
-    input, weight, bias, mean, variance, residual = saved
+    input, weight, _bias, mean, variance, _residual = saved
     input_tangent, weight_tangent, bias_tangent, residual_tangent = tangents
     view = _batch_view(input)
     statistics = None if train else (view.parameter(variance), view.parameter(mean))
     norm = Normalization(view.activation(input), view.dims, ctx.eps, statistics)
     tangent = norm.forward_tangent(
-        view.weight(weight), view.activation(input_tangent), view.parameter(weight_tangent), view.parameter(bias_tangent)
+        view.weight(weight),
+        view.activation(input_tangent),
+        view.parameter(weight_tangent),
+        view.parameter(bias_tangent),
     )
     tangent = add(tangent, _computing(residual_tangent))
     return _masked(tangent, _positive(ctx, *saved)).to(input.dtype)
@@ -223,7 +223,7 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def jvp(ctx, grad_tangent, input_tangent, weight_tangent, *_):
-        grad_output, input, weight, bias, *_, residual = ctx.saved_tensors
+        _grad_output, input, weight, bias, *_, residual = ctx.saved_tensors
         view, mask, norm, grad = BatchNormBackward._parts(ctx)
         grad_tangent = _masked(view.activation(grad_tangent), mask)
         tangent, product = norm.backward_tangents(
@@ -268,7 +268,10 @@ def _forward_tangent(ctx, make_view, input_tangent, weight_tangent, bias_tangent
     view = make_view(input, ctx.shape)
     norm = Normalization(view.activation(input), view.dims, ctx.eps)
     tangent = norm.forward_tangent(
-        view.weight(weight), view.activation(input_tangent), view.parameter(weight_tangent), view.parameter(bias_tangent)
+        view.weight(weight),
+        view.activation(input_tangent),
+        view.parameter(weight_tangent),
+        view.parameter(bias_tangent),
     )
     return _no_statistics_tangents(tangent.reshape(input.shape).to(input.dtype))
 
