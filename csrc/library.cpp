@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "ops/convolution.h"
+#include "ops/normalization.h"
 
 // Spatial arguments hold one integer per spatial dimension (1 to 3); tensors are batched.
 TORCH_LIBRARY(convlab, m) {
@@ -20,16 +21,61 @@ TORCH_LIBRARY(convlab, m) {
       "convolution_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
       tags);
+
+  // Normalization. Results are output, mean and biased variance; gradients are those of input, weight, bias and, for
+  // batch norm, residual. batch_norm's output is relu(normalized + residual), each part if asked for.
+  m.def(
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, bool relu, float eps) "
+      "-> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, "
+      "bool relu, float eps) -> Tensor",
+      tags);
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor variance, Tensor? residual, bool relu, bool train, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt num_groups, float eps) "
+      "-> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor variance, SymInt num_groups, float eps) -> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "layer_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt[] normalized_shape, float eps) "
+      "-> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "layer_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor variance, SymInt[] normalized_shape, float eps) -> (Tensor, Tensor, Tensor)",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("convolution", convlab::convolution);
   m.impl("convolution_backward_input", convlab::convolution_backward_input);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight);
+  m.impl("batch_norm_train", convlab::batch_norm_train);
+  m.impl("batch_norm_eval", convlab::batch_norm_eval);
+  m.impl("batch_norm_backward", convlab::batch_norm_backward);
+  m.impl("group_norm", convlab::group_norm);
+  m.impl("group_norm_backward", convlab::group_norm_backward);
+  m.impl("layer_norm", convlab::layer_norm);
+  m.impl("layer_norm_backward", convlab::layer_norm_backward);
 }
 
 TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("convolution", convlab::convolution_meta);
   m.impl("convolution_backward_input", convlab::convolution_backward_input_meta);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight_meta);
+  m.impl("batch_norm_train", convlab::batch_norm_train_meta);
+  m.impl("batch_norm_eval", convlab::batch_norm_eval_meta);
+  m.impl("batch_norm_backward", convlab::batch_norm_backward_meta);
+  m.impl("group_norm", convlab::group_norm_meta);
+  m.impl("group_norm_backward", convlab::group_norm_backward_meta);
+  m.impl("layer_norm", convlab::layer_norm_meta);
+  m.impl("layer_norm_backward", convlab::layer_norm_backward_meta);
 }

@@ -8,6 +8,22 @@ from .convolution import (
     convolution_backward_input,
     convolution_backward_weight,
 )
+from .normalization import (
+    BatchNormBackward,
+    BatchNormEval,
+    BatchNormTrain,
+    GroupNorm,
+    GroupNormBackward,
+    LayerNorm,
+    LayerNormBackward,
+    batch_norm_backward,
+    batch_norm_eval,
+    batch_norm_train,
+    group_norm,
+    group_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+)
 
 __all__ = [
     "Convolution",
@@ -17,3 +33,7 @@ __all__ = [
     "convolution_backward_input",
     "convolution_backward_weight",
 ]
+__all__ += ["BatchNormBackward", "BatchNormEval", "BatchNormTrain"]
+__all__ += ["GroupNorm", "GroupNormBackward", "LayerNorm", "LayerNormBackward"]
+__all__ += ["batch_norm_backward", "batch_norm_eval", "batch_norm_train"]
+__all__ += ["group_norm", "group_norm_backward", "layer_norm", "layer_norm_backward"]

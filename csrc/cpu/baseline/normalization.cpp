@@ -1,0 +1,5 @@
+#include "../isa.h"
+
+#include "../norm.h"
+
+CONVLAB_INSTANTIATE(NormKernelTable, norm_kernels)

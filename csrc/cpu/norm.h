@@ -1,0 +1,28 @@
+// The table of normalization kernels of one instruction set.
+#pragma once
+#include "norm_columns.h"
+#include "norm_rows.h"
+#include "norm_runs.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+template <class T>
+NormPlan<T> norm_forward(const NormArguments<T>& a) {
+  if (a.layout == Layout::channels_last) return NormColumns<T>::forward(a);
+  if (a.rows() == 1 && a.channels_per_group > 1) return NormRows<T>::forward(a);
+  return NormRuns<T>::forward(a);
+}
+
+template <class T>
+NormPlan<T> norm_backward(const NormArguments<T>& a) {
+  if (a.layout == Layout::channels_last) return NormColumns<T>::backward(a);
+  if (a.rows() == 1 && a.channels_per_group > 1) return NormRows<T>::backward(a);
+  return NormRuns<T>::backward(a);
+}
+
+template <class T>
+NormKernelTable<T> norm_kernels() {
+  return {norm_forward<T>, norm_backward<T>};
+}
+
+}  // namespace convlab::cpu::CONVLAB_ISA

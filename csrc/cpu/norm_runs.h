@@ -1,0 +1,159 @@
+// Normalization of channels_first tensors: a group is a few contiguous runs of pixels.
+//
+// Idea: one group after another, so that the second pass, which normalizes or writes the gradient, finds the group in
+// cache. In a batch norm the group is one channel in all samples.
+// Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write.
+// Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
+#pragma once
+#include "moments.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+template <class T>
+struct NormRuns {
+  using A = accumulate_t<T>;
+  using Arguments = NormArguments<T>;
+
+  static NormPlan<T> forward(const Arguments& a) {
+    NormPlan<T> plan;
+    plan.add(forward_groups, a.samples * a.groups, a.group_elements());
+    return plan;
+  }
+
+  static NormPlan<T> backward(const Arguments& a) {
+    NormPlan<T> plan;
+    plan.shared_bytes = a.samples * a.channels() * static_cast<int64_t>(sizeof(ChannelSums));
+    plan.add(backward_groups, a.samples * a.groups, 2 * a.group_elements());
+    plan.add(backward_channels, a.channels(), 2 * a.samples);
+    return plan;
+  }
+
+ private:
+  // Sums over the pixels of one channel of one sample: of the gradient, and of gradient times (x - mean).
+  struct ChannelSums {
+    double grad, grad_deviation;
+  };
+  struct Channel {
+    A mean, scale, shift;
+  };
+
+  static Channel channel(const Arguments& a, int64_t group, int64_t c) {
+    const A weight = a.weight ? a.weight[c] : A(1);
+    return {a.mean[group], weight * inverse_deviation(a, a.variance[group]), a.bias ? a.bias[c] : A(0)};
+  }
+
+  // Offset of channel c (of the whole sample) in the first repeat; the next is repeat_stride further.
+  static int64_t offset(const Arguments& a, int64_t sample, int64_t c) {
+    return (sample * a.repeats * a.channels() + c) * a.pixels;
+  }
+  static int64_t repeat_stride(const Arguments& a) { return a.channels() * a.pixels; }
+
+  static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
+    with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
+        if (a.statistics) {
+          const Moments moments = moments_of_runs(a.input + offset(a, sample, first), a.repeats, repeat_stride(a),
+                                                  a.channels_per_group * a.pixels);
+          a.mean[group] = static_cast<A>(moments.mean);
+          a.variance[group] = static_cast<A>(moments.variance());
+        }
+        for (int64_t c = first; c < first + a.channels_per_group; ++c)
+          for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
+            normalize<relu.value, residual.value>(a, channel(a, group, c),
+                                                  offset(a, sample, c) + repeat * repeat_stride(a));
+      }
+    });
+  }
+
+  template <bool Relu, bool Residual>
+  static void normalize(const Arguments& a, Channel channel, int64_t at) {
+    const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
+    for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
+      vec<A> y = normalized(load(a.input + at + i, part), mean, scale, shift);
+      if (Residual) y += load(a.residual + at + i, part);
+      store(a.output + at + i, Relu ? relu(y) : y, part);
+    });
+  }
+
+  static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
+    with_mask(a, [&](auto mask) {
+      for (int64_t group = begin; group < end; ++group) backward_group<mask.value>(a, group);
+    });
+  }
+
+  template <Mask M>
+  static void backward_group(const Arguments& a, int64_t group) {
+    const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
+    ChannelSums* sums = static_cast<ChannelSums*>(a.shared) + sample * a.channels();
+    double grad = 0, grad_deviation = 0;
+    for (int64_t c = first; c < first + a.channels_per_group; ++c) {
+      sums[c] = sum_channel<M>(a, channel(a, group, c), offset(a, sample, c));
+      const double weight = a.weight ? a.weight[c] : A(1);
+      grad += weight * sums[c].grad;
+      grad_deviation += weight * sums[c].grad_deviation;
+    }
+    const GroupGradient<A> through = through_statistics(a, group, grad, grad_deviation);
+    for (int64_t c = first; c < first + a.channels_per_group; ++c)
+      for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat) {
+        const int64_t at = offset(a, sample, c) + repeat * repeat_stride(a);
+        write_gradient<M>(a, channel(a, group, c), through, at);
+      }
+  }
+
+  template <Mask M>
+  static ChannelSums sum_channel(const Arguments& a, Channel channel, int64_t first) {
+    const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
+    ChannelSums total = {0, 0};
+    vec<A> sum[kChains] = {}, products[kChains] = {};
+    int64_t count = 0;
+    for (int64_t repeat = 0; repeat < a.repeats; ++repeat)
+      for (int64_t begin = 0; begin < a.pixels; begin += kBlockElements) {
+        const int64_t at = first + repeat * repeat_stride(a) + begin;
+        const int64_t size = std::min(kBlockElements, a.pixels - begin);
+        for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
+          const vec<A> x = load(a.input + at + i, part);
+          const vec<A> grad = gradient<M>(a, at + i, part, x, mean, scale, shift);
+          sum[chain] += grad;
+          products[chain] += zero_rest<A>(grad * (x - mean), part);
+        });
+        count += size;
+        if (count < kBlockElements && (repeat + 1 < a.repeats || begin + size < a.pixels)) continue;
+        total.grad += sum_chains<A>(sum);
+        total.grad_deviation += sum_chains<A>(products);
+        CONVLAB_UNROLL for (int chain = 0; chain < kChains; ++chain) sum[chain] = products[chain] = vec<A>{};
+        count = 0;
+      }
+    return total;
+  }
+
+  template <Mask M>
+  static void write_gradient(const Arguments& a, Channel channel, GroupGradient<A> through, int64_t at) {
+    const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
+    const vec<A> slope = broadcast(through.slope), constant = broadcast(through.constant);
+    const vec_mask<A> varies = statistics_mask(a);
+    for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
+      const vec<A> x = load(a.input + at + i, part);
+      const vec<A> grad = gradient<M>(a, at + i, part, x, mean, scale, shift);
+      const vec<A> deviation = varies ? x - mean : vec<A>{};
+      store(a.output + at + i, fma(deviation, slope, fma(grad, scale, constant)), part);
+      if (M == Mask::relu_of_sum && a.grad_residual) store(a.grad_residual + at + i, grad, part);
+    });
+  }
+
+  static void backward_channels(const Arguments& a, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double weight = 0, bias = 0;
+      for (int64_t sample = 0; sample < a.samples; ++sample) {
+        const ChannelSums& sums = static_cast<const ChannelSums*>(a.shared)[sample * a.channels() + c];
+        const double r = inverse_deviation(a, a.variance[sample * a.groups + c / a.channels_per_group]);
+        weight += r * sums.grad_deviation;
+        bias += sums.grad;
+      }
+      if (a.grad_weight) a.grad_weight[c] = static_cast<A>(weight);
+      if (a.grad_bias) a.grad_bias[c] = static_cast<A>(bias);
+    }
+  }
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA

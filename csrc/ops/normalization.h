@@ -1,0 +1,57 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace convlab {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using NormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using NormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+NormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, bool relu, double eps);
+NormResult batch_norm_train_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& residual, bool relu, double eps);
+
+at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual,
+                           bool relu, double eps);
+at::Tensor batch_norm_eval_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual,
+                                bool relu, double eps);
+
+NormGradients batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                                  const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+                                  const OptionalTensor& residual, bool relu, bool train, double eps);
+NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                       const OptionalTensor& weight, const OptionalTensor& bias,
+                                       const at::Tensor& mean, const at::Tensor& variance,
+                                       const OptionalTensor& residual, bool relu, bool train, double eps);
+
+NormResult group_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      int64_t num_groups, double eps);
+NormResult group_norm_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           c10::SymInt num_groups, double eps);
+
+NormResult group_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+                               int64_t num_groups, double eps);
+NormResult group_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                    const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
+                                    const at::Tensor& variance, c10::SymInt num_groups, double eps);
+
+NormResult layer_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      at::IntArrayRef normalized_shape, double eps);
+NormResult layer_norm_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           c10::SymIntArrayRef normalized_shape, double eps);
+
+NormResult layer_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+                               at::IntArrayRef normalized_shape, double eps);
+NormResult layer_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                    const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
+                                    const at::Tensor& variance, c10::SymIntArrayRef normalized_shape, double eps);
+
+}  // namespace convlab

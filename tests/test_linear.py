@@ -1,0 +1,110 @@
+"""`functional.linear` and `nn.Linear` against torch in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import torch_convlab.functional as ours
+from torch_convlab import nn as layers
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(), (1,), (5,), (2, 3), (2, 1, 4), (130,)], ids=str)
+@pytest.mark.parametrize("features,outputs", [(7, 3), (64, 33), (1, 1), (130, 65)])
+def test_linear(leading, features, outputs, bias, dtype):
+    tensors = [normal(*leading, features, dtype=dtype), normal(outputs, features, dtype=dtype, seed=1)]
+    if bias:
+        tensors.append(normal(outputs, dtype=dtype, seed=2))
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    actual, expected = ours.linear(*leaves), F.linear(*exact)
+    grad = normal(*leading, outputs, dtype=dtype, seed=3)
+    actual.backward(grad)
+    expected.backward(grad.double())
+    assert actual.shape == expected.shape and actual.dtype == dtype and actual.is_contiguous()
+    pairs = [(actual, expected), *((leaf.grad, other.grad) for leaf, other in zip(leaves, exact))]
+    for value, reference in pairs:
+        scale = max(1.0, reference.abs().max().item())
+        torch.testing.assert_close(value.double(), reference, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_derivatives(relu):
+    leaves = [normal(2, 3, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_(), normal(5, seed=2).requires_grad_()]
+
+    def function(*tensors):
+        return ours.linear(*tensors, relu=relu)
+
+    assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, leaves, check_fwd_over_rev=True)
+    torch.testing.assert_close(function(*leaves), F.linear(*leaves).relu() if relu else F.linear(*leaves))
+
+
+def test_views_and_vmap():
+    input, weight = normal(6, 8, 10), normal(12, 10, seed=1)
+    for view in (input[::2, 1:], input.transpose(0, 1), input[:1].expand(4, -1, -1)):
+        torch.testing.assert_close(ours.linear(view, weight), F.linear(view, weight))
+    torch.testing.assert_close(ours.linear(input, normal(10, 12).t()), F.linear(input, normal(10, 12).t()))
+    many = normal(6, 12, 10)
+    torch.testing.assert_close(torch.func.vmap(ours.linear)(input, many), torch.func.vmap(F.linear)(input, many))
+
+
+@pytest.mark.parametrize("shapes", [((0, 5), (4, 5)), ((2, 0), (4, 0)), ((2, 5), (0, 5)), ((2, 5), (5,)), ((5,), (5,))], ids=str)
+def test_degenerate_sizes(shapes):
+    tensors = [normal(*shape) for shape in shapes]
+    torch.testing.assert_close(ours.linear(*tensors), F.linear(*tensors))
+
+
+def test_bias_broadcasts():
+    input, weight = normal(2, 5), normal(4, 5)
+    for bias in (normal(1), normal(1, 4), normal(2, 4)):
+        torch.testing.assert_close(ours.linear(input, weight, bias), F.linear(input, weight, bias))
+
+
+ERRORS = {
+    "features": (lambda f: f.linear(torch.ones(2, 3), torch.ones(4, 5)), "\\(2x3 and 5x4\\)"),
+    "features 1-D": (lambda f: f.linear(torch.ones(3), torch.ones(4, 5)), "\\(1x3 and 5x4\\)"),
+    "features 3-D": (lambda f: f.linear(torch.ones(2, 2, 3), torch.ones(4, 5)), "\\(4x3 and 5x4\\)"),
+    "bias": (lambda f: f.linear(torch.ones(2, 5), torch.ones(4, 5), torch.ones(3)), "expanded size"),
+    "dtype": (lambda f: f.linear(torch.ones(2, 5), torch.ones(4, 5).double()), "same dtype, but got: float.* != "),
+    "weight 3-D": (lambda f: f.linear(torch.ones(2, 5), torch.ones(1, 4, 5)), "3D"),
+    "weight 1-D with bias": (lambda f: f.linear(torch.ones(2, 5), torch.ones(5), torch.ones(1)), "must be a matrix"),
+    "scalar": (lambda f: f.linear(torch.ones(()), torch.ones(4, 5)), "at least 1D"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(Exception) as expected:
+        call(F)
+    with pytest.raises(expected.type, match=message) as actual:
+        call(ours)
+    assert type(actual.value) is expected.type
+
+
+def test_layer():
+    mine, theirs = layers.Linear(6, 4), torch.nn.Linear(6, 4)
+    theirs.load_state_dict(mine.state_dict())
+    assert repr(mine) == repr(theirs) and isinstance(mine, torch.nn.Linear)
+    input = normal(3, 6, dtype=torch.float32)
+    for model in (mine, copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        torch.testing.assert_close(model(input), theirs(input))
+    compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input), theirs(input))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mine(input).dtype == theirs(input).dtype == torch.bfloat16

@@ -1,0 +1,553 @@
+"""Normalization against torch.nn in float64: values, gradients of every order, running statistics, errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import torch_convlab.functional as ours
+from torch_convlab import nn as layers
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+OPS = torch.ops.convlab
+EPS = 0.1  # for groups of two or three values, which may be nearly equal: no one computes those well
+
+SHAPES = {
+    "vectors": (37, 10),
+    "one pixel": (7, 65, 1, 1),
+    "1d": (3, 37, 7),
+    "2d": (4, 6, 5, 7),
+    "2d wide": (2, 64, 9, 9),
+    "2d one sample": (1, 24, 8, 8),
+    "2d blocks": (2, 3, 80, 90),  # several blocks of 4096 elements
+    "2d rows": (300, 33, 1, 2),  # several blocks of rows
+    "3d": (2, 10, 3, 4, 5),
+}
+
+
+def channels_last(tensor):
+    if tensor.dim() == 3:
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    if tensor.dim() < 3:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
+
+
+FORMATS = {"channels_first": torch.Tensor.contiguous, "channels_last": channels_last}
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def sample(shape, dtype=torch.float64):
+    return (normal(*shape) * 2 + 1).to(dtype)
+
+
+def fused(function, relu, residual):
+    """A torch batch norm followed by what ours fuses, in one signature: f(x, residual, *rest)."""
+
+    def call(input, other, *arguments):
+        output = function(input, *arguments)
+        if residual:
+            output = output + other
+        return output.relu() if relu else output
+
+    return call
+
+
+BATCH_NORMS = {  # name: (ours, reference), both of (input, residual, running_mean, running_var, weight, bias, training)
+    "batch_norm": (lambda x, r, *rest: ours.batch_norm(x, *rest), fused(F.batch_norm, False, False)),
+    "batch_norm_relu": (lambda x, r, *rest: ours.batch_norm_relu(x, *rest), fused(F.batch_norm, True, False)),
+    "batch_norm_add_relu": (ours.batch_norm_add_relu, fused(F.batch_norm, True, True)),
+}
+
+
+def assert_close(actual, expected, tolerance, what):
+    assert (actual is None) == (expected is None), what
+    if actual is None:
+        return
+    assert actual.shape == expected.shape, what
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda m: f"{what}: {m}")
+
+
+def compare(function, reference, tensors, tolerance):
+    """Outputs and gradients of `function` against `reference` in float64; tensors may be None."""
+
+    def leaves(convert):
+        return [None if t is None else convert(t.detach()).requires_grad_() for t in tensors]
+
+    actual_leaves = leaves(lambda tensor: tensor.clone(memory_format=torch.preserve_format))
+    expected_leaves = leaves(torch.Tensor.double)
+    actual, expected = function(*actual_leaves), reference(*expected_leaves)
+    assert_close(actual, expected, tolerance, "output")
+    grad = normal(*actual.shape, seed=1).to(actual.dtype)
+    actual.backward(grad)
+    expected.backward(grad.double())
+    for index, (leaf, wanted) in enumerate(zip(actual_leaves, expected_leaves)):
+        if leaf is not None and wanted.grad is not None:
+            # Masks of values near zero may differ in 16 bits, and sums grow with their length.
+            loose = 2.5 if leaf.dtype in (torch.bfloat16, torch.float16) else 2
+            assert leaf.grad.dtype == leaf.dtype
+            assert_close(leaf.grad, wanted.grad, tolerance * loose, f"gradient {index}")
+    return actual
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_batch_norm(name, shape, format, training):
+    function, reference = BATCH_NORMS[name]
+    channels = shape[1]
+    statistics = (None, None) if training else (normal(channels), normal(channels).abs() + 0.5)
+    for dtype in (torch.float64, torch.float32):
+        input, residual = FORMATS[format](sample(shape, dtype)), normal(*shape, dtype=dtype, seed=2)
+        weight, bias = normal(channels, dtype=dtype, seed=3), normal(channels, dtype=dtype, seed=4)
+        running = [None if s is None else s.to(dtype) for s in statistics]
+        running_double = [None if s is None else s.double() for s in running]
+        output = compare(
+            lambda x, r, w, b: function(x, r, *running, w, b, training),  # noqa: B023
+            lambda x, r, w, b: reference(x, r, *running_double, w, b, training),  # noqa: B023
+            [input, residual, weight, bias],
+            TOLERANCE[dtype],
+        )
+        assert output.stride() == torch.empty_like(input).stride()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("parameters", ["same", "float32"])
+def test_batch_norm_of_16_bits(dtype, parameters, format):
+    """Mixed (float32 weights) and pure; against float64 of the same rounded inputs, no mask near the kink."""
+    shape = (3, 21, 6, 5)
+    wide = dtype if parameters == "same" else torch.float32
+    input = FORMATS[format](sample(shape, dtype))
+    weight, bias = normal(21, dtype=wide, seed=3), normal(21, dtype=wide, seed=4)
+    for training in (True, False):
+        running = [None, None] if training else [torch.zeros(21, dtype=wide), torch.ones(21, dtype=wide)]
+        compare(
+            lambda x, w, b: ours.batch_norm(x, *running, w, b, training),  # noqa: B023
+            lambda x, w, b: F.batch_norm(x, *(r and r.double() for r in running) if training else
+                                         [r.double() for r in running], w, b, training),  # noqa: B023
+            [input, weight, bias],
+            TOLERANCE[dtype],
+        )  # fmt: skip
+    output = ours.batch_norm_relu(input, None, None, weight, bias, True)
+    expected = F.batch_norm(input.double(), None, None, weight.double(), bias.double(), True).relu()
+    assert output.dtype == dtype
+    assert_close(output, expected, TOLERANCE[dtype], "relu")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_group_norm(shape, format):
+    channels = shape[1]
+    pixels = torch.Size(shape[2:]).numel()
+    for dtype in DTYPES:
+        for wide in {dtype, torch.float32 if dtype != torch.float64 else dtype}:
+            input = FORMATS[format](sample(shape, dtype))
+            weight, bias = normal(channels, dtype=wide, seed=3), normal(channels, dtype=wide, seed=4)
+            for groups in {1, *(g for g in (2, 3, 5) if channels % g == 0), *([channels] if pixels > 1 else [])}:
+                compare(
+                    lambda x, w, b: ours.group_norm(x, groups, w, b, EPS),  # noqa: B023
+                    lambda x, w, b: F.group_norm(x, groups, w, b, EPS),  # noqa: B023
+                    [input, weight, bias],
+                    TOLERANCE[dtype],
+                )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_layer_norm(shape):
+    for dtype in DTYPES:
+        for count in range(1, len(shape)):
+            normalized = shape[-count:]
+            if torch.Size(normalized).numel() == 1:
+                continue
+            weight, bias = normal(*normalized, dtype=dtype, seed=3), normal(*normalized, dtype=dtype, seed=4)
+            for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
+                compare(
+                    lambda x, w, b: ours.layer_norm(x, normalized, w, b, EPS),  # noqa: B023
+                    lambda x, w, b: F.layer_norm(x, normalized, w, b, EPS),  # noqa: B023
+                    [sample(shape, dtype), *parameters],
+                    TOLERANCE[dtype],
+                )
+
+
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+    """torch's own bfloat16 layer norm is several percent off here."""
+    input, grad = sample((4096, 48), torch.bfloat16), normal(4096, 48, dtype=torch.bfloat16, seed=1)
+    weight = torch.ones(48, dtype=torch.bfloat16, requires_grad=True)
+    ours.layer_norm(input, [48], weight).backward(grad)
+    exact = weight.detach().double().requires_grad_()
+    F.layer_norm(input.double(), [48], exact).backward(grad.double())
+    assert_close(weight.grad, exact.grad, 0.004, "weight")  # half a unit in the last place of bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 6, 5, 4), (2, 3, 2, 3, 4)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm(shape, affine):
+    channels = shape[1]
+    parameters = [normal(channels, seed=3), normal(channels, seed=4)] if affine else [None, None]
+    running = [normal(channels), normal(channels).abs()], [normal(channels), normal(channels).abs()]
+    for by_input in (True, False):
+        compare(
+            lambda x, w, b: ours.instance_norm(x, *running[0], w, b, by_input, 0.3),  # noqa: B023
+            lambda x, w, b: F.instance_norm(x, *running[1], w, b, by_input, 0.3),  # noqa: B023
+            [sample(shape), *parameters],
+            1e-12,
+        )
+    torch.testing.assert_close(running[0], running[1])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_large_mean(format):
+    """A mean of 1e4 with deviation 1 costs no more digits than rounding the input and the mean does."""
+    input = FORMATS[format]((normal(8, 12, 40, 40) + 1e4).float())
+    output, mean, variance = OPS.batch_norm_train(input, None, None, None, False, 1e-5)
+    exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=6e-8, atol=0)
+    torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-6, atol=0)
+    exact = F.batch_norm(input.double(), None, None, training=True)
+    error, torch_error = (output - exact).abs().max(), (F.batch_norm(input, None, None, training=True) - exact).abs().max()
+    assert error <= 1e-3 and error <= 2 * torch_error
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_outliers_in_the_sample_that_sets_the_shift(format):
+    input = normal(2, 4, 64, 64).float()
+    input[:, :, :1] += 1e3  # the first rows of every channel, on which sums are centred
+    input = FORMATS[format](input)
+    _, mean, variance = OPS.batch_norm_train(input, None, None, None, False, 1e-5)
+    exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_nan_and_infinity(format, value):
+    input = sample((2, 5, 6, 6), torch.float32)
+    input[1, 2, 3, 4] = value
+    input = FORMATS[format](input)
+    running, expected_running = [torch.zeros(5), torch.ones(5)], [torch.zeros(5), torch.ones(5)]
+    for training in (True, False):
+        actual = ours.batch_norm_relu(input, *running, training=training)
+        expected = F.batch_norm(input, *expected_running, training=training).relu()
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+        grads = []
+        for function in (ours.batch_norm, F.batch_norm):
+            leaf = input.clone().requires_grad_()
+            function(leaf, *(r.clone() for r in expected_running), training=training).sum().backward()
+            grads.append(leaf.grad.nan_to_num(7.0))
+        torch.testing.assert_close(*grads)
+    torch.testing.assert_close(running, expected_running, equal_nan=True)
+    torch.testing.assert_close(ours.group_norm(input, 5), F.group_norm(input, 5), equal_nan=True)
+    torch.testing.assert_close(ours.layer_norm(input, [6]), F.layer_norm(input, [6]), equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (0, 3), (2, 0, 3)])
+def test_empty(shape):
+    running = [torch.full((shape[1],), 2.0), torch.full((shape[1],), 3.0)]
+    input = torch.empty(shape, requires_grad=True)
+    weight = torch.ones(shape[1], requires_grad=True)
+    output = ours.batch_norm_relu(input, *running, weight, torch.zeros(shape[1]), True)
+    output.sum().backward()
+    assert output.shape == shape and input.grad.shape == shape
+    assert torch.equal(weight.grad, torch.zeros(shape[1]))
+    assert torch.equal(running[0], torch.full((shape[1],), 2.0))
+    assert ours.batch_norm(input, *running).shape == shape
+    if len(shape) > 2:
+        assert ours.group_norm(input, 1).shape == shape
+        assert ours.instance_norm(input).shape == shape
+    assert ours.layer_norm(input, shape[-1:]).shape == shape
+
+
+def test_views():
+    """Non-contiguous, expanded and permuted inputs give what their copies give."""
+    base = sample((4, 6, 8, 10), torch.float32)
+    views = [base[:, :, ::2, 1:9], base[:, 1::2], base.transpose(2, 3), base[:1].expand(3, -1, -1, -1), base[::2]]
+    for view in views:
+        for function in (
+            lambda x: ours.batch_norm_relu(x, None, None, training=True),
+            lambda x: ours.group_norm(x, 3),
+            lambda x: ours.layer_norm(x, x.shape[-2:]),
+        ):
+            torch.testing.assert_close(function(view), function(view.contiguous()))
+    input = base.clone().requires_grad_()
+    ours.batch_norm(input, None, None, training=True).sum().backward()  # an expanded, zero-stride gradient
+    assert input.grad.abs().max() < 1e-5
+
+
+def test_same_bits_for_every_number_of_threads():
+    calls = []
+    for format in FORMATS.values():
+        input, residual = format(sample((5, 48, 19, 23), torch.float32)), normal(5, 48, 19, 23, dtype=torch.float32)
+        weight, grad = normal(48, dtype=torch.float32), normal(5, 48, 19, 23, dtype=torch.float32, seed=9)
+        calls += [
+            lambda x=input, r=residual, w=weight: OPS.batch_norm_train(x, w, None, r, True, 1e-5),
+            lambda x=input, r=residual, w=weight, g=grad: OPS.batch_norm_backward(
+                g, x, w, None, w, w.abs() + 1, r, True, True, 1e-5
+            ),
+            lambda x=input, w=weight: OPS.group_norm(x, w, None, 4, 1e-5),
+            lambda x=input, w=weight, g=grad: OPS.group_norm_backward(
+                g, x, w, None, x[:, :4, 0, 0], x[:, :4, 0, 0].abs() + 1, 4, 1e-5
+            ),
+        ]
+    rows, grad, weight = sample((1000, 200), torch.float32), normal(1000, 200, dtype=torch.float32), normal(200).float()
+    calls.append(lambda: OPS.layer_norm(rows, weight, None, [200], 1e-5))
+    calls.append(lambda: OPS.layer_norm_backward(grad, rows, weight, weight, rows[:, 0], rows[:, 0].abs() + 1, [200], 1e-5))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append([call() for call in calls])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, three in zip(*results):
+        for parts in zip(one, two, three):
+            assert torch.equal(parts[0], parts[1]) and torch.equal(parts[0], parts[2])
+
+
+def test_relu_mask_is_that_of_the_output():
+    for format in FORMATS.values():
+        input, residual = format(sample((4, 32, 9, 9), torch.float32)), normal(4, 32, 9, 9, dtype=torch.float32)
+        output, mean, variance = OPS.batch_norm_train(input, None, None, residual, True, 1e-5)
+        ones = torch.ones_like(input)
+        mask = OPS.batch_norm_backward(ones, input, None, None, mean, variance, residual, True, True, 1e-5)[3]
+        assert torch.equal(mask, (output > 0).float())
+
+
+# ---- Derivatives
+
+
+def leaf(*shape, seed=0):
+    return (normal(*shape, seed=seed) + 0.1).requires_grad_()
+
+
+def derivative_cases():
+    running = normal(3), normal(3).abs() + 0.5
+    x, r, w, b = leaf(3, 3, 2, 2), leaf(3, 3, 2, 2, seed=5), leaf(3, seed=6), leaf(3, seed=7)
+    for name, (function, _) in BATCH_NORMS.items():
+        for training in (True, False):
+            statistics = (None, None) if training else running
+            mode = "train" if training else "eval"
+            wanted = [x, r] if "add" in name else [x]
+
+            def call(*leaves, function=function, statistics=statistics, training=training, name=name):
+                residual = leaves[1] if "add" in name else None
+                affine = leaves[2:] if "add" in name else leaves[1:]
+                return function(leaves[0], residual, *statistics, *affine, *[None] * (2 - len(affine)), training)
+
+            yield f"{name} {mode}", call, [*wanted, w, b]
+            yield f"{name} {mode} without affine", call, wanted
+    x, w, b = leaf(2, 4, 3), leaf(4, seed=6), leaf(4, seed=7)
+    yield "group_norm", lambda x, w, b: ours.group_norm(x, 2, w, b), [x, w, b]
+    yield "group_norm without affine", lambda x: ours.group_norm(x, 2), [x]
+    yield "group_norm of vectors", lambda x, w: ours.group_norm(x, 2, w), [leaf(3, 6), leaf(6)]
+    yield "instance_norm", lambda x, w, b: ours.instance_norm(x, None, None, w, b), [x, w, b]
+    yield "layer_norm", lambda x, w, b: ours.layer_norm(x, (4, 3), w, b), [x, leaf(4, 3), leaf(4, 3, seed=8)]
+    yield "layer_norm without bias", lambda x, w: ours.layer_norm(x, (3,), w), [x, leaf(3)]
+    yield "layer_norm without affine", lambda x: ours.layer_norm(x, (3,)), [x]
+
+
+DERIVATIVES = {name: (function, leaves) for name, function, leaves in derivative_cases()}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_derivatives(name):
+    function, leaves = DERIVATIVES[name]
+    full = name in ("batch_norm_add_relu train", "group_norm", "layer_norm")
+    assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=full, check_batched_forward_grad=full)
+    assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+def plain_batch_norm(x, w):
+    """In differentiable torch ops: the mixed second derivatives of torch's own batch norm kernel are not all right."""
+    variance, mean = torch.var_mean(x, [0, 2], correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + 1e-5) * w.view(1, -1, 1)
+
+
+def test_third_derivative_and_torch_func():
+    x, w = leaf(3, 2, 2).detach(), leaf(2).detach()
+
+    def loss(function):
+        return lambda x, w: (function(x, w) ** 3).sum()
+
+    for mine, theirs in (
+        (lambda x, w: ours.batch_norm(x, None, None, w, None, True), plain_batch_norm),
+        (lambda x, w: ours.layer_norm(x, [2], w), lambda x, w: F.layer_norm(x, [2], w)),
+    ):
+        results = []
+        for function in (mine, theirs):
+            hessian = torch.func.hessian(loss(function), argnums=(0, 1))
+            third = torch.func.jacrev(lambda x: torch.func.grad(loss(function))(x, w).pow(2).sum())  # noqa: B023
+            grad = torch.func.grad(loss(function))
+            per_sample = torch.func.vmap(grad, in_dims=(0, None))(torch.stack([x, 2 * x]), w)
+            results.append((hessian(x, w), third(x), per_sample))
+        torch.testing.assert_close(*results)
+    x.requires_grad_()
+    thirds = []
+    for output in (ours.batch_norm(x, None, None, w, None, True), plain_batch_norm(x, w)):
+        (first,) = torch.autograd.grad((output**3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first**2).sum(), x, create_graph=True)
+        thirds += torch.autograd.grad((second**2).sum(), x)
+    torch.testing.assert_close(*thirds)
+
+
+def opcheck_cases():
+    x, w = sample((2, 4, 3, 3), torch.float32).requires_grad_(), normal(4, dtype=torch.float32).requires_grad_()
+    mean, variance, g = torch.zeros(4), torch.ones(4), normal(2, 4, 3, 3, dtype=torch.float32)
+    last = channels_last(x.detach()).requires_grad_()
+    rows = sample((6, 5), torch.float32).requires_grad_()
+    yield "batch_norm_train", OPS.batch_norm_train, (x, w, w, None, False, 1e-5)
+    yield "batch_norm_train fused", OPS.batch_norm_train, (last, w, None, x, True, 1e-5)
+    yield "batch_norm_eval", OPS.batch_norm_eval, (last, w, w, mean, variance, x, True, 1e-5)
+    yield "batch_norm_backward", OPS.batch_norm_backward, (g, x, w, w, mean, variance, x, True, True, 1e-5)
+    yield "batch_norm_backward plain", OPS.batch_norm_backward, (g, last, None, None, mean, variance, None, False, False, 1e-5)
+    yield "group_norm", OPS.group_norm, (x, w, w, 2, 1e-5)
+    yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, mean.view(2, 2), variance.view(2, 2), 2, 1e-5)
+    yield "layer_norm", OPS.layer_norm, (rows, None, None, [5], 1e-5)
+    yield "layer_norm_backward", OPS.layer_norm_backward, (rows.detach(), rows, None, None, torch.zeros(6, 1), torch.ones(6, 1), [5], 1e-5)
+
+
+OPCHECKS = {name: (op, arguments) for name, op, arguments in opcheck_cases()}
+
+
+@pytest.mark.parametrize("name", OPCHECKS)
+def test_opcheck(name):
+    op, arguments = OPCHECKS[name]
+    detached = tuple(a.detach() if isinstance(a, torch.Tensor) and not a.is_leaf else a for a in arguments)
+    torch.library.opcheck(op.default, detached)
+
+
+def test_compile():
+    model = torch.nn.Sequential(
+        layers.BatchNorm2d(4), layers.BatchNormReLU2d(4), layers.GroupNorm(2, 4), layers.InstanceNorm2d(4, affine=True),
+        layers.LayerNorm(5), layers.ConvBNReLU2d(4, 4, 3), layers.Linear(5, 3),
+    )  # fmt: skip
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    input = sample((2, 4, 5, 5), torch.float32)
+    results = []
+    for function in (model, compiled):
+        leaf = input.clone().requires_grad_()
+        function(leaf).square().sum().backward()
+        results.append([leaf.grad, *(p.grad for p in (model if function is model else twin).parameters())])
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+
+
+# ---- Layers
+
+BATCH_NORM_LAYERS = {1: ("BatchNorm1d", (4, 6, 5)), 2: ("BatchNorm2d", (4, 6, 3, 5)), 3: ("BatchNorm3d", (4, 6, 2, 3, 2))}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 1.0])
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("spatial", BATCH_NORM_LAYERS)
+def test_batch_norm_layer_over_steps(spatial, affine, tracks, momentum):
+    name, shape = BATCH_NORM_LAYERS[spatial]
+    arguments = {"momentum": momentum, "affine": affine, "track_running_stats": tracks, "dtype": torch.float64}
+    mine, theirs = getattr(layers, name)(6, **arguments), getattr(torch.nn, name)(6, **arguments)
+    assert repr(mine) == repr(theirs)
+    for step in range(4):
+        input = sample(shape) * (step + 1)
+        torch.testing.assert_close(mine(input), theirs(input))
+        torch.testing.assert_close(dict(mine.state_dict()), dict(theirs.state_dict()))
+        mine.train(step != 2), theirs.train(step != 2)
+    torch.testing.assert_close(mine.eval()(input), theirs.eval()(input))
+    for model in (mine, theirs):  # buffers present, but not to be used in training
+        model.train().track_running_stats = False
+    torch.testing.assert_close(mine(input), theirs(input))
+    torch.testing.assert_close(dict(mine.state_dict()), dict(theirs.state_dict()))
+
+
+@pytest.mark.parametrize("name,arguments,shape", [
+    ("InstanceNorm1d", (6,), (3, 6, 5)), ("InstanceNorm2d", (6,), (6, 4, 5)), ("InstanceNorm3d", (6,), (2, 6, 2, 3, 4)),
+    ("GroupNorm", (3, 6), (2, 6, 4)), ("LayerNorm", ((4, 5),), (3, 4, 5)), ("BatchNorm1d", (6,), (5, 6)),
+])  # fmt: skip
+def test_layer(name, arguments, shape):
+    options = {"affine": True, "track_running_stats": True} if name.startswith("Instance") else {}
+    mine = getattr(layers, name)(*arguments, **options)
+    theirs = getattr(torch.nn, name)(*arguments, **options)
+    theirs.load_state_dict(mine.state_dict())
+    assert isinstance(mine, getattr(torch.nn, name)) and repr(mine) == repr(theirs)
+    for model in (mine, copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        reference = copy.deepcopy(theirs)
+        input = sample(shape, torch.float32)
+        torch.testing.assert_close(model(input), reference(input))
+        torch.testing.assert_close(dict(model.state_dict()), dict(reference.state_dict()))
+        torch.testing.assert_close(model.eval()(input), reference.eval()(input))
+
+
+def test_fused_layers_share_state_with_the_plain_ones():
+    plain, relu, add = layers.BatchNorm2d(5), layers.BatchNormReLU2d(5), layers.BatchNormAddReLU2d(5)
+    for fused_layer in (relu, add):
+        fused_layer.load_state_dict(plain.state_dict())
+    input, residual = sample((2, 5, 4, 4), torch.float32), normal(2, 5, 4, 4, dtype=torch.float32)
+    for _ in range(2):
+        torch.testing.assert_close(relu(input), plain(input).relu(), rtol=0, atol=0)
+        add.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(add(input, residual), (plain.eval()(input) * 0 + plain.train()(input) + residual).relu())
+        relu.load_state_dict(plain.state_dict())
+    block = layers.ConvBNReLU2d(5, 7, 3, stride=2)
+    expected = F.batch_norm(F.conv2d(input, block.conv.weight, None, 2, 1), None, None, training=True).relu()
+    torch.testing.assert_close(block(input), expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- Errors: torch's type, and the argument, value and expectation in the message
+
+x2, x4 = torch.ones(2, 4), torch.ones(2, 4, 3, 3)
+ERRORS = {
+    "one value": (lambda f: f.batch_norm(torch.ones(1, 3), None, None, training=True), "torch.Size\\(\\[1, 3\\]\\)"),
+    "no statistics": (lambda f: f.batch_norm(x2, None, None), "running_mean must be defined"),
+    "one statistic": (lambda f: f.batch_norm(x2, torch.ones(4), None, training=True), "both be None"),
+    "weight size": (lambda f: f.batch_norm(x2, None, None, torch.ones(3), training=True), "weight should contain 4"),
+    "bias size": (lambda f: f.batch_norm(x2, None, None, None, torch.ones(3), True), "bias should contain 4"),
+    "running size": (lambda f: f.batch_norm(x2, torch.ones(3), torch.ones(4)), "running_mean should contain 4"),
+    "integers": (lambda f: f.batch_norm(x2.int(), None, None, training=True), "not implemented for 'Int'"),
+    "1-D": (lambda f: f.batch_norm(torch.ones(3), None, None, training=True), "imension"),
+    "weight type": (lambda f: f.batch_norm(x2, None, None, torch.ones(4).double(), training=True), "mixed dtype"),
+    "eps": (lambda f: f.batch_norm(x2, None, None, training=True, eps=0), "eps must be positive"),
+    "instance": (lambda f: f.instance_norm(torch.ones(2, 3, 1)), "more than 1 spatial element"),
+    "instance statistics": (lambda f: f.instance_norm(x4, use_input_stats=False), "use_input_stats is false"),
+    "instance weight": (lambda f: f.instance_norm(x4, weight=torch.ones(3)), "weight should contain"),
+    "instance running": (lambda f: f.instance_norm(x4, torch.ones(3), torch.ones(3)), "running_mean should contain"),
+    "groups": (lambda f: f.group_norm(x4, 3), "divisible by num_groups"),
+    "negative groups": (lambda f: f.group_norm(x4, -1), "greater than 0, got -1"),
+    "group weight": (lambda f: f.group_norm(x4, 2, torch.ones(3)), "weight of shape \\[3\\]"),
+    "group 1-D": (lambda f: f.group_norm(torch.ones(4), 2), "at least 2 dimensions"),
+    "group one value": (lambda f: f.group_norm(torch.ones(1, 2), 2), "more than 1 value per channel"),
+    "layer shape": (lambda f: f.layer_norm(x2, [5]), "normalized_shape=\\[5\\], expected input with shape \\[\\*, 5\\]"),
+    "layer too many": (lambda f: f.layer_norm(x2, [3, 2, 4]), "\\[\\*, 3, 2, 4\\]"),
+    "layer none": (lambda f: f.layer_norm(x2, []), "at least 1-dimensional"),
+    "layer weight": (lambda f: f.layer_norm(x2, [4], torch.ones(3)), "weight of shape \\[3\\]"),
+    "layer int": (lambda f: f.layer_norm(x2, 4), "must be tuple of ints"),
+    "layer integers": (lambda f: f.layer_norm(x2.long(), [4]), "not implemented for 'Long'"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(Exception) as expected:
+        call(F)
+    with pytest.raises(expected.type, match=message) as actual:
+        call(ours)
+    assert type(actual.value) is expected.type
+
+
+def test_residual_of_another_size():
+    with pytest.raises(RuntimeError, match="expected residual of the input's size"):
+        ours.batch_norm_add_relu(x4, x4[:1], None, None, training=True)
