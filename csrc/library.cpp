@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "ops/convolution.h"
+#include "ops/pooling.h"
 
 // Spatial arguments hold one integer per spatial dimension (1 to 3); tensors are batched.
 TORCH_LIBRARY(convlab, m) {
@@ -20,16 +21,66 @@ TORCH_LIBRARY(convlab, m) {
       "convolution_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
       tags);
+
+  // Max pooling. `taps` names the winner of each window by its position in it; empty unless with_taps. Where taps
+  // are read, an empty kernel_size stands for adaptive windows.
+  m.def(
+      "max_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, bool with_taps) -> (Tensor, Tensor)",
+      tags);
+  m.def("adaptive_max_pool(Tensor input, SymInt[] output_size, bool with_taps) -> (Tensor, Tensor)", tags);
+  m.def(
+      "max_pool_indices(Tensor taps, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "max_pool_backward(Tensor grad_output, Tensor taps, SymInt[] input_size, SymInt[] kernel_size, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "max_pool_gather(Tensor input, Tensor taps, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+
+  // Average pooling.
+  m.def(
+      "avg_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override) -> Tensor",
+      tags);
+  m.def(
+      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor",
+      tags);
+  m.def("adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor", tags);
+  m.def("adaptive_avg_pool_backward(Tensor grad_output, SymInt[] input_size) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("convolution", convlab::convolution);
   m.impl("convolution_backward_input", convlab::convolution_backward_input);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight);
+  m.impl("max_pool", convlab::max_pool);
+  m.impl("adaptive_max_pool", convlab::adaptive_max_pool);
+  m.impl("max_pool_indices", convlab::max_pool_indices);
+  m.impl("max_pool_backward", convlab::max_pool_backward);
+  m.impl("max_pool_gather", convlab::max_pool_gather);
+  m.impl("avg_pool", convlab::avg_pool);
+  m.impl("avg_pool_backward", convlab::avg_pool_backward);
+  m.impl("adaptive_avg_pool", convlab::adaptive_avg_pool);
+  m.impl("adaptive_avg_pool_backward", convlab::adaptive_avg_pool_backward);
 }
 
 TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("convolution", convlab::convolution_meta);
   m.impl("convolution_backward_input", convlab::convolution_backward_input_meta);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight_meta);
+  m.impl("max_pool", convlab::max_pool_meta);
+  m.impl("adaptive_max_pool", convlab::adaptive_max_pool_meta);
+  m.impl("max_pool_indices", convlab::max_pool_indices_meta);
+  m.impl("max_pool_backward", convlab::max_pool_backward_meta);
+  m.impl("max_pool_gather", convlab::max_pool_gather_meta);
+  m.impl("avg_pool", convlab::avg_pool_meta);
+  m.impl("avg_pool_backward", convlab::avg_pool_backward_meta);
+  m.impl("adaptive_avg_pool", convlab::adaptive_avg_pool_meta);
+  m.impl("adaptive_avg_pool_backward", convlab::adaptive_avg_pool_backward_meta);
 }
