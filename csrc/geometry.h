@@ -92,19 +92,75 @@ struct ReceptiveField {
   }
 };
 
-// One pooling layer, also the adaptive kind, whose windows are given by the two sizes alone.
+template <class Int>
+Int ceil_divide(const Int& numerator, const Int& denominator) {
+  return floor_divide<Int>(numerator + denominator - 1, denominator);
+}
+
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// One pooling layer. `adaptive` windows split the input evenly: window o covers [floor(o*I/O), ceil((o+1)*I/O)).
+// A tap is a position inside a window; taps are numbered in row-major order over `kernel`.
 struct PoolGeometry {
   int64_t batch = 0, channels = 0;
   int64_t input[kMaxSpatial] = {1, 1, 1};
-  int64_t kernel[kMaxSpatial] = {1, 1, 1};
+  int64_t kernel[kMaxSpatial] = {1, 1, 1};  // of adaptive windows: an upper bound of their sizes
   int64_t stride[kMaxSpatial] = {1, 1, 1};
   int64_t padding[kMaxSpatial] = {0, 0, 0};
   int64_t dilation[kMaxSpatial] = {1, 1, 1};
   int64_t output[kMaxSpatial] = {1, 1, 1};
   bool adaptive = false;
+  bool count_include_pad = true;  // of averages
+  int64_t divisor_override = 0;   // of averages; 0: none
 
+  int64_t planes() const { return batch * channels; }
   int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
   int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
+  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  int64_t span(int axis) const { return dilation[axis] * (kernel[axis] - 1) + 1; }
+
+  // Input coordinate of tap 0 of window `o`; negative in the padding.
+  int64_t start(int axis, int64_t o) const {
+    return adaptive ? floor_divide(o * input[axis], output[axis]) : o * stride[axis] - padding[axis];
+  }
+  // Taps of window `o` that lie inside the input; may be empty if padded and dilated.
+  Range taps_inside(int axis, int64_t o) const {
+    const int64_t first = start(axis, o);
+    if (adaptive) return {0, ceil_divide((o + 1) * input[axis], output[axis]) - first};
+    Range range = {0, kernel[axis]};
+    if (first < 0) range.begin = ceil_divide(-first, dilation[axis]);
+    if (first + span(axis) > input[axis]) range.end = ceil_divide(input[axis] - first, dilation[axis]);
+    if (range.end < range.begin) range.end = range.begin;
+    return range;
+  }
+  // Windows that may hold input coordinate `i`; with dilation, those whose tap_at() is not -1 do.
+  Range windows_over(int axis, int64_t i) const {
+    if (adaptive)
+      return {floor_divide(i * output[axis], input[axis]), ceil_divide((i + 1) * output[axis], input[axis])};
+    const int64_t last = i + padding[axis], first = last - span(axis) + 1;
+    Range range = {first <= 0 ? 0 : ceil_divide(first, stride[axis]), last / stride[axis] + 1};
+    if (range.end > output[axis]) range.end = output[axis];
+    return range;
+  }
+  int64_t tap_at(int axis, int64_t o, int64_t i) const {
+    const int64_t distance = i - start(axis, o);
+    if (dilation[axis] == 1) return distance;
+    return distance % dilation[axis] == 0 ? distance / dilation[axis] : -1;
+  }
+  // How many windows can hold one input coordinate.
+  int64_t overlap(int axis) const {
+    return adaptive ? ceil_divide(output[axis], input[axis]) + 1 : ceil_divide(span(axis), stride[axis]);
+  }
+  // An average divides by the product of these over the axes.
+  int64_t divisor(int axis, int64_t o) const {
+    if (divisor_override != 0) return axis == 0 ? divisor_override : 1;
+    if (adaptive || !count_include_pad) return taps_inside(axis, o).size();
+    const int64_t end = input[axis] + padding[axis] - start(axis, o);
+    return end < kernel[axis] ? end : kernel[axis];
+  }
 };
 
 }  // namespace convlab

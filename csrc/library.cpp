@@ -3,6 +3,7 @@
 
 #include "ops/convolution.h"
 #include "ops/normalization.h"
+#include "ops/pooling.h"
 
 // Spatial arguments hold one integer per spatial dimension (1 to 3); tensors are batched.
 TORCH_LIBRARY(convlab, m) {
@@ -52,6 +53,38 @@ TORCH_LIBRARY(convlab, m) {
       "layer_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
       "Tensor variance, SymInt[] normalized_shape, float eps) -> (Tensor, Tensor, Tensor)",
       tags);
+
+  // Max pooling. `taps` names the winner of each window by its position in it; empty unless with_taps. Where taps
+  // are read, an empty kernel_size stands for adaptive windows.
+  m.def(
+      "max_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, bool with_taps) -> (Tensor, Tensor)",
+      tags);
+  m.def("adaptive_max_pool(Tensor input, SymInt[] output_size, bool with_taps) -> (Tensor, Tensor)", tags);
+  m.def(
+      "max_pool_indices(Tensor taps, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "max_pool_backward(Tensor grad_output, Tensor taps, SymInt[] input_size, SymInt[] kernel_size, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "max_pool_gather(Tensor input, Tensor taps, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+
+  // Average pooling.
+  m.def(
+      "avg_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override) -> Tensor",
+      tags);
+  m.def(
+      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor",
+      tags);
+  m.def("adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor", tags);
+  m.def("adaptive_avg_pool_backward(Tensor grad_output, SymInt[] input_size) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(convlab, CPU, m) {
@@ -65,6 +98,15 @@ TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("group_norm_backward", convlab::group_norm_backward);
   m.impl("layer_norm", convlab::layer_norm);
   m.impl("layer_norm_backward", convlab::layer_norm_backward);
+  m.impl("max_pool", convlab::max_pool);
+  m.impl("adaptive_max_pool", convlab::adaptive_max_pool);
+  m.impl("max_pool_indices", convlab::max_pool_indices);
+  m.impl("max_pool_backward", convlab::max_pool_backward);
+  m.impl("max_pool_gather", convlab::max_pool_gather);
+  m.impl("avg_pool", convlab::avg_pool);
+  m.impl("avg_pool_backward", convlab::avg_pool_backward);
+  m.impl("adaptive_avg_pool", convlab::adaptive_avg_pool);
+  m.impl("adaptive_avg_pool_backward", convlab::adaptive_avg_pool_backward);
 }
 
 TORCH_LIBRARY_IMPL(convlab, Meta, m) {
@@ -78,4 +120,13 @@ TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("group_norm_backward", convlab::group_norm_backward_meta);
   m.impl("layer_norm", convlab::layer_norm_meta);
   m.impl("layer_norm_backward", convlab::layer_norm_backward_meta);
+  m.impl("max_pool", convlab::max_pool_meta);
+  m.impl("adaptive_max_pool", convlab::adaptive_max_pool_meta);
+  m.impl("max_pool_indices", convlab::max_pool_indices_meta);
+  m.impl("max_pool_backward", convlab::max_pool_backward_meta);
+  m.impl("max_pool_gather", convlab::max_pool_gather_meta);
+  m.impl("avg_pool", convlab::avg_pool_meta);
+  m.impl("avg_pool_backward", convlab::avg_pool_backward_meta);
+  m.impl("adaptive_avg_pool", convlab::adaptive_avg_pool_meta);
+  m.impl("adaptive_avg_pool_backward", convlab::adaptive_avg_pool_backward_meta);
 }

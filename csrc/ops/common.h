@@ -1,10 +1,12 @@
 // What every operator needs between the dispatcher and a kernel: dtypes, layouts, threads, scratch memory.
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #include <c10/util/FunctionRef.h>
 
 #include <optional>
+#include <vector>
 
 #include "../dtypes.h"
 #include "../geometry.h"
@@ -57,6 +59,25 @@ inline Layout layout_of(const at::Tensor& tensor) {
 
 // N x C x L -> N x C x 1 x L, so that 1-D problems share every path, memory formats included, with 2-D ones.
 inline at::Tensor with_height(const at::Tensor& tensor) { return tensor.dim() == 3 ? tensor.unsqueeze(2) : tensor; }
+
+// A tensor of `size` in `layout`, of the dtype of `like` unless given; a 3-D one has the strides of its 4-D twin.
+template <class Size>
+at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
+                           std::optional<at::ScalarType> dtype = std::nullopt) {
+  using Int = typename Size::value_type;
+  const bool flat = size.size() == 3;
+  std::vector<Int> full(size.begin(), size.end());
+  if (flat) full.insert(full.begin() + 2, Int(1));
+  const auto options = like.options()
+                           .dtype(dtype.value_or(like.scalar_type()))
+                           .memory_format(memory_format(layout, static_cast<int64_t>(full.size())));
+  at::Tensor tensor;
+  if constexpr (std::is_same_v<Int, c10::SymInt>)
+    tensor = at::empty_symint(c10::SymIntArrayRef(full), options);
+  else
+    tensor = at::empty(at::IntArrayRef(full), options);
+  return flat ? tensor.squeeze(2) : tensor;
+}
 
 // Memory of this thread that persists between calls: fresh buffers would be mapped and faulted every time.
 // Each slot holds one buffer; a buffer above `kKeptScratchBytes` is given back by the next smaller request.

@@ -24,22 +24,6 @@ Layout joint_layout(const Tensor& first, const Tensor& second) {
   return last ? Layout::channels_last : Layout::channels_first;
 }
 
-// A tensor of `size` in `layout`; a 3-D one has the strides of its 4-D twin.
-template <class Size>
-Tensor empty_in_layout(Size size, const Tensor& like, Layout layout) {
-  using Int = typename Size::value_type;
-  const bool flat = size.size() == 3;
-  std::vector<Int> full(size.begin(), size.end());
-  if (flat) full.insert(full.begin() + 2, Int(1));
-  const auto options = like.options().memory_format(memory_format(layout, static_cast<int64_t>(full.size())));
-  Tensor tensor;
-  if constexpr (std::is_same_v<Int, SymInt>)
-    tensor = at::empty_symint(SymIntArrayRef(full), options);
-  else
-    tensor = at::empty(IntArrayRef(full), options);
-  return flat ? tensor.squeeze(2) : tensor;
-}
-
 ConvGeometry make_geometry(IntArrayRef input, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, int64_t groups) {
   ConvGeometry geometry;

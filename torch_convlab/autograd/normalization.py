@@ -185,9 +185,7 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def forward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps):
-        return _batch_norm_backward(
-            grad_output, input, weight, bias, mean, variance, residual, relu, train, eps
-        )
+        return _batch_norm_backward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

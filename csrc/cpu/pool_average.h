@@ -1,0 +1,220 @@
+// Average pooling, forward and backward; adaptive and global averages too.
+//
+// Idea, as for the maximum: channels_last runs a vector of channels over the window. channels_first sums each input
+// row along the width once (dealt into phases, lane by output), keeps these sums in a ring and adds them over height
+// and depth; long and adaptive windows are summed one at a time along their rows. Backward spreads each gradient,
+// divided once, over its window: channels_last lists the windows over a pixel; channels_first adds the gradient rows
+// over an input row first and then their shifted phases, or fills long windows.
+// Cost: as for the maximum. Long sums are made of short ones, so that float rounding does not pile up.
+// Limits: see by_rows().
+#pragma once
+#include "pool_rows.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+// What the sum over the window of output (od, oh, ow) is divided by.
+inline int64_t divisor(const PoolGeometry& g, const int64_t* o) {
+  return g.divisor(0, o[0]) * g.divisor(1, o[1]) * g.divisor(2, o[2]);
+}
+
+template <class T>
+struct AverageLast {
+  using A = accumulate_t<T>;
+
+  static bool fits(const PoolArguments<T>& a) { return a.layout == Layout::channels_last; }
+  static PoolPlan plan(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    Carve carve(nullptr);
+    carve.take<const T*>(g.kernel[0] * g.kernel[1]);
+    return {g.batch * g.output_pixels(), g.channels * g.taps(), carve.used()};
+  }
+
+  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+    const PoolGeometry& g = a.geometry;
+    const int64_t C = g.channels;
+    const T** rows = Carve(scratch).take<const T*>(g.kernel[0] * g.kernel[1]);
+    Cursor at(g.output, begin);
+    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
+      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
+      const Range in_w = g.taps_inside(2, at.at[2]);
+      int64_t count = 0;
+      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+          const int64_t row =
+              (at.outer * g.input[0] + g.start(0, at.at[0]) + kd) * g.input[1] + g.start(1, at.at[1]) + kh;
+          rows[count++] = a.input + (row * g.input[2] + g.start(2, at.at[2]) + in_w.begin) * C;
+        }
+      const vec<A> divide = broadcast(static_cast<A>(divisor(g, at.at)));
+      int64_t c = 0;
+      for (; c + lanes<A> <= C; c += lanes<A>)
+        store(a.output + pixel * C + c, sum<false>(rows, count, in_w.size(), C, c, lanes<A>) / divide);
+      if (c < C)
+        store_partial(a.output + pixel * C + c, sum<true>(rows, count, in_w.size(), C, c, C - c) / divide, C - c);
+    }
+  }
+
+  template <bool kPartial>
+  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t c,
+                                   int64_t channels) {
+    constexpr int64_t kPiece = 256;
+    vec<A> total = {};
+    for (int64_t row = 0; row < count; ++row) {
+      const T* p = rows[row] + c;
+      for (int64_t w = 0; w < width; w += kPiece) {
+        const int64_t end = std::min(width, w + kPiece);
+        vec<A> piece = {};
+        for (int64_t i = w; i < end; ++i, p += C) piece += kPartial ? load_partial(p, channels) : load(p);
+        total += piece;
+      }
+    }
+    return total;
+  }
+};
+
+template <class T>
+struct AverageRows {
+  using A = accumulate_t<T>;
+  struct Scratch {
+    int64_t room, slots;
+    A *piles, *sums, *divisors;
+    int64_t *tags, *offset;
+    const A** rows;
+    int64_t bytes;
+
+    Scratch(const PoolGeometry& g, void* memory) {
+      Carve carve(memory);
+      slots = g.kernel[0] * g.kernel[1];
+      room = phase_room<A>((std::min(g.output[2], kColumns) - 1) * g.stride[2] + g.span(2), g.stride[2]);
+      piles = carve.take<A>(room * g.stride[2]);
+      sums = carve.take<A>(slots * kColumns);
+      divisors = carve.take<A>(kColumns);
+      tags = carve.take<int64_t>(slots);
+      offset = carve.take<int64_t>(g.kernel[2]);
+      rows = carve.take<const A*>(slots);
+      bytes = carve.used();
+    }
+  };
+
+  static bool fits(const PoolArguments<T>& a) { return a.layout == Layout::channels_first && by_rows(a.geometry); }
+  static PoolPlan plan(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    const int64_t tasks = g.planes() * row_chunks(g.output[2]) * g.output[0] * g.output[1];
+    return {tasks, std::min(g.output[2], kColumns) * g.taps(), Scratch(g, nullptr).bytes};
+  }
+
+  static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
+    const PoolGeometry& g = a.geometry;
+    const Scratch s(g, memory);
+    std::fill_n(s.tags, s.slots, int64_t{-1});
+    for (int64_t kw = 0; kw < g.kernel[2]; ++kw) s.offset[kw] = kw % g.stride[2] * s.room + kw / g.stride[2];
+    const int64_t grid[kMaxSpatial] = {row_chunks(g.output[2]), g.output[0], g.output[1]};
+    int64_t known_column = -1;
+    Cursor at(grid, begin);
+    for (int64_t task = begin; task < end; ++task, at.next()) {
+      const int64_t column = at.at[0] * kColumns, od = at.at[1], oh = at.at[2];
+      const int64_t columns = std::min(kColumns, g.output[2] - column);
+      if (column != known_column)
+        for (int64_t ow = 0; ow < columns; ++ow) s.divisors[ow] = static_cast<A>(g.divisor(2, column + ow));
+      known_column = column;
+      const Range in_d = g.taps_inside(0, od), in_h = g.taps_inside(1, oh);
+      int64_t count = 0;
+      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+          const int64_t h = g.start(1, oh) + kh, slot = kd * g.kernel[1] + h % g.kernel[1];
+          const int64_t row = (at.outer * g.input[0] + g.start(0, od) + kd) * g.input[1] + h;
+          const int64_t tag = row * grid[0] + at.at[0];
+          if (s.tags[slot] != tag) sum_width(a, s, a.input + row * g.input[2], column, columns, slot);
+          s.tags[slot] = tag;
+          s.rows[count++] = s.sums + slot * kColumns;
+        }
+      const vec<A> divide = broadcast(static_cast<A>(g.divisor(0, od) * g.divisor(1, oh)));
+      T* output = a.output + ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2] + column;
+      for (int64_t ow = 0; ow < columns; ow += lanes<A>) {
+        vec<A> total = load(s.rows[0] + ow);
+        for (int64_t row = 1; row < count; ++row) total += load(s.rows[row] + ow);
+        total /= divide * load(s.divisors + ow);
+        if (ow + lanes<A> <= columns)
+          store(output + ow, total);
+        else
+          store_partial(output + ow, total, columns - ow);
+      }
+    }
+  }
+
+  static void sum_width(const PoolArguments<T>& a, const Scratch& s, const T* row, int64_t column, int64_t columns,
+                        int64_t slot) {
+    const PoolGeometry& g = a.geometry;
+    const int64_t stride = g.stride[2], span = (columns - 1) * stride + g.kernel[2];
+    deal(row, g.input[2], column * stride - g.padding[2], span, stride, s.room, A{}, s.piles);
+    for (int64_t ow = 0; ow < columns; ow += lanes<A>) {
+      vec<A> total = load(s.piles + s.offset[0] + ow);
+      for (int64_t kw = 1; kw < g.kernel[2]; ++kw) total += load(s.piles + s.offset[kw] + ow);
+      store(s.sums + slot * kColumns + ow, total);
+    }
+  }
+};
+
+// channels_first, any window, one at a time.
+template <class T>
+struct AverageWindows {
+  using A = accumulate_t<T>;
+
+  static PoolPlan plan(const PoolArguments<T>& a) {
+    return {a.geometry.planes() * a.geometry.output_pixels(), a.geometry.taps(), 0};
+  }
+
+  static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
+    const PoolGeometry& g = a.geometry;
+    Cursor at(g.output, begin);
+    for (int64_t index = begin; index < end; ++index, at.next()) {
+      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
+      const Range in_w = g.taps_inside(2, at.at[2]);
+      A total = 0;
+      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+          const int64_t row =
+              (at.outer * g.input[0] + g.start(0, at.at[0]) + kd) * g.input[1] + g.start(1, at.at[1]) + kh;
+          total += sum(a.input + row * g.input[2] + g.start(2, at.at[2]) + in_w.begin, in_w.size());
+        }
+      a.output[index] = from_accumulate<T>(total / static_cast<A>(divisor(g, at.at)));
+    }
+  }
+
+  static A sum(const T* p, int64_t count) {
+    if (count < lanes<A>) {
+      A total = 0;
+      for (int64_t i = 0; i < count; ++i) total += to_accumulate(p[i]);
+      return total;
+    }
+    constexpr int64_t kPiece = 64 * lanes<A>;
+    double total = 0;
+    for (; count > 0; p += kPiece, count -= kPiece) {
+      vec<A> even = {}, odd = {};
+      const int64_t length = std::min(count, kPiece);
+      int64_t i = 0;
+      for (; i + 2 * lanes<A> <= length; i += 2 * lanes<A>) {
+        even += load(p + i);
+        odd += load(p + i + lanes<A>);
+      }
+      for (; i < length; i += lanes<A>) even += load_partial(p + i, std::min<int64_t>(lanes<A>, length - i));
+      total += static_cast<double>(sum_lanes<A>(even + odd));
+    }
+    return static_cast<A>(total);
+  }
+};
+
+template <class T>
+struct AverageForward {
+  static PoolPlan plan(const PoolArguments<T>& a) {
+    if (AverageLast<T>::fits(a)) return AverageLast<T>::plan(a);
+    if (AverageRows<T>::fits(a)) return AverageRows<T>::plan(a);
+    return AverageWindows<T>::plan(a);
+  }
+  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+    if (AverageLast<T>::fits(a)) return AverageLast<T>::run(a, scratch, begin, end);
+    if (AverageRows<T>::fits(a)) return AverageRows<T>::run(a, scratch, begin, end);
+    AverageWindows<T>::run(a, scratch, begin, end);
+  }
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA

@@ -1,0 +1,147 @@
+// What max and average pooling share: walking a grid, carving scratch memory, and rows dealt into phases.
+//
+// Phases make a strided window loadable by vectors when width is the contiguous axis (NCHW): a row is dealt like
+// cards into `stride` piles, after which the inputs that one tap meets in neighbouring outputs are neighbours.
+#pragma once
+#include "pool_kernels.h"
+#include "vec.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+constexpr int64_t kColumns = 256;   // outputs of a row worked on at a time, so that scratch stays in L1
+constexpr int64_t kMaxPhases = 8;   // beyond, windows hardly overlap and are long enough to be vectors themselves
+constexpr int64_t kMaxSpan = 4096;  // of a window along the width, for scratch of bounded size
+constexpr int64_t kMaxRows = 256;   // of a window, likewise
+
+// Whether rows are pooled lane by output: neighbouring outputs in neighbouring lanes.
+inline bool by_rows(const PoolGeometry& g) {
+  return !g.adaptive && g.stride[2] <= kMaxPhases && g.span(2) <= kMaxSpan && g.kernel[0] <= kMaxRows &&
+         g.kernel[0] * g.span(1) <= kMaxRows;
+}
+inline int64_t row_chunks(int64_t columns) { return ceil_divide(columns, kColumns); }
+
+// Hands out aligned pieces of a scratch buffer; over a null buffer it only measures.
+class Carve {
+ public:
+  explicit Carve(void* scratch) : base_(static_cast<char*>(scratch)) {}
+  template <class U>
+  U* take(int64_t count) {
+    U* piece = base_ == nullptr ? nullptr : reinterpret_cast<U*>(base_ + used_);
+    used_ += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Walks the cells of an outer x depth x height x width grid in order.
+struct Cursor {
+  const int64_t* size;
+  int64_t outer, at[kMaxSpatial];
+
+  Cursor(const int64_t* spatial, int64_t flat) : size(spatial) {
+    for (int axis = kMaxSpatial - 1; axis >= 0; --axis) {
+      at[axis] = flat % size[axis];
+      flat /= size[axis];
+    }
+    outer = flat;
+  }
+  void next() {
+    for (int axis = kMaxSpatial - 1; axis >= 0; --axis) {
+      if (++at[axis] < size[axis]) return;
+      at[axis] = 0;
+    }
+    ++outer;
+  }
+  int64_t pixel() const { return (at[0] * size[1] + at[1]) * size[2] + at[2]; }
+};
+
+template <class A, size_t... I>
+CONVLAB_INLINE void unzip(vec<A> low, vec<A> high, vec<A>& even, vec<A>& odd, std::index_sequence<I...>) {
+  even = __builtin_shufflevector(low, high, (2 * I)...);
+  odd = __builtin_shufflevector(low, high, (2 * I + 1)...);
+}
+template <class A, size_t... I>
+CONVLAB_INLINE void zip(vec<A> even, vec<A> odd, vec<A>& low, vec<A>& high, std::index_sequence<I...>) {
+  low = __builtin_shufflevector(even, odd, (I / 2 + I % 2 * sizeof...(I))...);
+  high = __builtin_shufflevector(even, odd, (I / 2 + I % 2 * sizeof...(I) + sizeof...(I) / 2)...);
+}
+
+// Elements that one phase of a row of `span` elements takes in scratch, with room for vectors that overhang.
+template <class A>
+constexpr int64_t phase_room(int64_t span, int64_t phases) {
+  return (span / phases + 1 + 2 * lanes<A>) / lanes<A> * lanes<A>;
+}
+
+// piles[(u % phases) * room + u / phases] = row[first + u] for u in [0, span), or `fill` outside [0, width).
+template <class T, class A>
+void deal(const T* row, int64_t width, int64_t first, int64_t span, int64_t phases, int64_t room, A fill, A* piles) {
+  constexpr int64_t L = lanes<A>;
+  const int64_t begin = std::clamp<int64_t>(-first, 0, span), end = std::clamp<int64_t>(width - first, begin, span);
+  row += first;
+  const auto put = [&](int64_t u, A value) { piles[u % phases * room + u / phases] = value; };
+  int64_t u = begin;
+  if (phases == 1) {
+    for (; u + L <= end; u += L) store(piles + u, load(row + u));
+    if (u < end) store(piles + u, load_partial(row + u, end - u));
+  } else if (phases == 2) {
+    if (u % 2 != 0 && u < end) put(u, to_accumulate(row[u])), ++u;
+    for (; u < end; u += 2 * L) {
+      const int64_t left = end - u;
+      const vec<A> low = left >= L ? load(row + u) : load_partial(row + u, left);
+      const vec<A> high =
+          left >= 2 * L ? load(row + u + L) : (left > L ? load_partial(row + u + L, left - L) : vec<A>{});
+      vec<A> even, odd;
+      unzip<A>(low, high, even, odd, std::make_index_sequence<L>());
+      store(piles + u / 2, even);
+      store(piles + room + u / 2, odd);
+    }
+  } else {
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      int64_t slot = ceil_divide(begin - phase, phases);
+      if (slot < 0) slot = 0;
+      A* pile = piles + phase * room;
+      for (int64_t from = slot * phases + phase; from < end; from += phases) pile[slot++] = to_accumulate(row[from]);
+    }
+  }
+  for (int64_t outside = 0; outside < begin; ++outside) put(outside, fill);
+  for (int64_t outside = end; outside < span; ++outside) put(outside, fill);
+}
+
+// The way back: row[first + u] = piles[...] for those u in [0, span) that lie inside [0, width).
+template <class T, class A>
+void collect(const A* piles, int64_t phases, int64_t room, int64_t first, int64_t span, T* row, int64_t width) {
+  constexpr int64_t L = lanes<A>;
+  const int64_t begin = std::clamp<int64_t>(-first, 0, span), end = std::clamp<int64_t>(width - first, begin, span);
+  row += first;
+  int64_t u = begin;
+  if (phases == 1) {
+    for (; u + L <= end; u += L) store(row + u, load(piles + u));
+    if (u < end) store_partial(row + u, load(piles + u), end - u);
+  } else if (phases == 2) {
+    if (u % 2 != 0 && u < end) row[u] = from_accumulate<T>(piles[room + u / 2]), ++u;
+    for (; u < end; u += 2 * L) {
+      vec<A> low, high;
+      zip<A>(load(piles + u / 2), load(piles + room + u / 2), low, high, std::make_index_sequence<L>());
+      const int64_t left = end - u;
+      if (left >= L)
+        store(row + u, low);
+      else
+        store_partial(row + u, low, left);
+      if (left >= 2 * L)
+        store(row + u + L, high);
+      else if (left > L)
+        store_partial(row + u + L, high, left - L);
+    }
+  } else {
+    for (int64_t phase = u % phases, slot = u / phases; u < end; ++u) {
+      row[u] = from_accumulate<T>(piles[phase * room + slot]);
+      if (++phase == phases) phase = 0, ++slot;
+    }
+  }
+}
+
+}  // namespace convlab::cpu::CONVLAB_ISA
