@@ -132,6 +132,10 @@ def _transposed(spatial, input, weight, bias, stride, padding, output_padding, g
     stride, padding = expand(stride, spatial), expand(padding, spatial)
     output_padding, dilation = expand(output_padding, spatial), expand(dilation, spatial)
     size = _transposed_size(name, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    if any(extra >= step for extra, step in zip(output_padding, stride)):
+        # So long an output is that of more inputs (dilation > stride allows it): they are zeros.
+        zeros = [side for extra, step in zip(reversed(output_padding), reversed(stride)) for side in (0, extra // step)]
+        input = torch.nn.functional.pad(input, zeros)
     output = convolution_backward_input(input, weight, bias, size, stride, padding, dilation, groups, algorithm)
     return output.squeeze(0) if unbatched else output
 
