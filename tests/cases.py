@@ -121,10 +121,11 @@ GROUPED = (
 )
 
 # Channel counts around the widths of vectors and blocks.
-CHANNELS = tuple(
-    ConvCase(f"channels_{inputs}_to_{outputs}", (2, inputs, 10, 11), outputs, 3, padding=1, bias=True)
-    for inputs, outputs in ((1, 1), (3, 5), (5, 3), (17, 33), (33, 17), (65, 67), (67, 65))
-) + (
+CHANNELS = (
+    *(
+        ConvCase(f"channels_{inputs}_to_{outputs}", (2, inputs, 10, 11), outputs, 3, padding=1, bias=True)
+        for inputs, outputs in ((1, 1), (3, 5), (5, 3), (17, 33), (33, 17), (65, 67), (67, 65))
+    ),
     ConvCase("pointwise_65_to_67", (2, 65, 7, 9), 67, 1),
     ConvCase("pointwise_1_to_17", (3, 1, 9, 9), 17, 1, bias=True),
 )
@@ -175,7 +176,9 @@ TRANSPOSED = (
         transposed=True,
     ),
     ConvCase("transposed_grouped", (2, 12, 7, 7), 18, 3, stride=2, padding=1, groups=3, bias=True, transposed=True),
-    ConvCase("transposed_dilated", (1, 8, 7, 8), 6, 3, stride=2, padding=2, dilation=2, output_padding=1, transposed=True),
+    ConvCase(
+        "transposed_dilated", (1, 8, 7, 8), 6, 3, stride=2, padding=2, dilation=2, output_padding=1, transposed=True,
+    ),
     ConvCase("transposed_1d", (2, 16, 25), 8, 10, stride=5, padding=2, output_padding=3, bias=True, transposed=True),
     ConvCase("transposed_3d", (1, 6, 3, 5, 5), 8, 3, stride=(1, 2, 2), padding=1, output_padding=(0, 1, 1),
              bias=True, transposed=True),

@@ -35,8 +35,9 @@ NAIVE_LIMIT = 10_000_000
 #     FACTOR[algorithm] * (2 + sqrt(L)) * u * scale    +    u_dtype * |reference|    (second part: 16-bit dtypes)
 #
 # scale is max|reference|, but at least what a sum of L random products amounts to: with few results, all of them may
-# cancel. In float64 the reference has errors of its own: twice the bound. FACTOR 1 is for plain sums (the worst case measured over all cases is 0.6 of the bound). Algorithms that
-# transform their operands first lose what the transforms' condition number says and have a row of their own here.
+# cancel. In float64 the reference has errors of its own: twice the bound. FACTOR 1 is for plain sums (the worst
+# measured over all cases is 0.6 of the bound). Algorithms that transform their operands first lose what the
+# transforms' condition number says and have a row of their own here.
 FACTOR = {"winograd": 8.0}
 ACCUMULATION = {
     torch.float32: torch.float32,
@@ -101,6 +102,16 @@ def meaningful_strides(tensor: torch.Tensor) -> list[int | None]:
     if not tensor.numel():
         return [None] * tensor.dim()
     return [stride if size > 1 else None for size, stride in zip(tensor.shape, tensor.stride())]
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in some order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def assert_same_layout(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:

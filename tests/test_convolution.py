@@ -26,7 +26,6 @@ from helpers import (
     reference,
     run_pass,
     torch_convolution,
-    typical_magnitude,
 )
 
 import torch_convlab
@@ -133,7 +132,9 @@ def scattered(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("case", KINDS, ids=str)
 def test_scattered_views(case, algorithm, pass_):
-    tensors = {name: value if value is None else scattered(value) for name, value in operands(case, torch.float32).items()}
+    tensors = {
+        name: value if value is None else scattered(value) for name, value in operands(case, torch.float32).items()
+    }
     check_pass(case, pass_, algorithm, torch.float32, run_pass(case, pass_, algorithm, **tensors))
 
 
@@ -147,7 +148,9 @@ def test_expanded_views(case, algorithm, what):
     for name, value in operands(case, torch.float32).items():
         value = None if value is None else value.round()
         if value is not None and value.dim() > 1:
-            value = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.dim()))].expand_as(value)
+            value = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.dim()))].expand_as(
+                value
+            )
             assert all(value.stride(axis) == 0 or value.shape[axis] == 1 for axis in axes)
         views[name] = value
     double = {name: None if value is None else value.double().contiguous() for name, value in views.items()}
@@ -293,7 +296,7 @@ def special(tensor: torch.Tensor) -> list[torch.Tensor]:
     "name", ["pointwise", "3x3_valid_batch3", "3x3_stride2_odd", "grouped_stride2", "depthwise_3x3_odd", "1d_k3"]
 )
 def test_nan_and_inf_propagate(name, algorithm, format):
-    """A special value reaches the elements that read it, as in torch, and algorithms that transform tiles, a few more."""
+    """A special value reaches the elements that read it; where tiles are transformed, their neighbours too."""
     case = BY_NAME[name]
     for value in (float("nan"), float("inf"), float("-inf")):
         for pass_, poisoned in (
@@ -376,7 +379,9 @@ def test_no_input_pixels():
 
 def test_inputs_are_left_alone():
     for case in KINDS:
-        tensors = {name: None if value is None else value.clone() for name, value in operands(case, torch.float32).items()}
+        tensors = {
+            name: None if value is None else value.clone() for name, value in operands(case, torch.float32).items()
+        }
         for algorithm in ALGORITHMS:
             for pass_ in PASSES:
                 try:
