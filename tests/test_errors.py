@@ -78,7 +78,7 @@ WRONG_CONVOLUTIONS = {
         "conv_transpose2d", (tensor(1, 4, 1, 1), FILTERS[:4]), {"padding": 2},
         r"\(1 x 1\). Calculated output size per channel: \(-1 x -1\). Output size is too small",
     ),
-    "output_padding": ("conv_transpose2d", (IMAGE, FILTERS[:4]), {"output_padding": 1}, r"padding=\[1, 1\], stride=\[1"),
+    "output_padding": ("conv_transpose2d", (IMAGE, FILTERS[:4]), {"output_padding": 1}, r"=\[1, 1\], stride=\[1"),
     "output_padding_negative": ("conv_transpose2d", (IMAGE, FILTERS[:4]), {"output_padding": -1}, r"=\[-1, -1\]"),
     "output_padding_length": (
         "conv_transpose2d", (IMAGE, FILTERS[:4]), {"stride": 3, "output_padding": (1, 1, 1)},
