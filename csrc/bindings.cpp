@@ -3,11 +3,57 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <string>
+#include <vector>
+
 #include "algorithms.h"
 #include "cpu/dispatch.h"
 #include "geometry.h"
 
 namespace py = pybind11;
+
+namespace convlab {
+namespace {
+
+// One integer per spatial axis, 1 to 3 of them; none means `otherwise` everywhere.
+using Axes = std::vector<int64_t>;
+
+void set_axes(int64_t (&target)[kMaxSpatial], const char* name, const Axes& values, size_t spatial, int64_t otherwise) {
+  if (!values.empty() && values.size() != spatial)
+    throw py::value_error(std::string("expected ") + name + " to have " + std::to_string(spatial) +
+                          " values, one per axis of input, but got " + std::to_string(values.size()));
+  for (size_t axis = 0; axis < spatial; ++axis)
+    target[kMaxSpatial - spatial + axis] = values.empty() ? otherwise : values[axis];
+}
+
+ConvGeometry make_geometry(int64_t batch, int64_t in_channels, int64_t out_channels, const Axes& input,
+                           const Axes& kernel, const Axes& stride, const Axes& padding, const Axes& dilation,
+                           int64_t groups) {
+  const size_t spatial = input.size();
+  if (spatial < 1 || spatial > kMaxSpatial)
+    throw py::value_error("expected input to have 1 to 3 values, but got " + std::to_string(spatial));
+  if (groups < 1 || in_channels % groups != 0 || out_channels % groups != 0)
+    throw py::value_error("expected groups to divide in_channels and out_channels, but got groups=" +
+                          std::to_string(groups));
+  ConvGeometry geometry;
+  geometry.batch = batch;
+  geometry.in_channels = in_channels;
+  geometry.out_channels = out_channels;
+  geometry.groups = groups;
+  set_axes(geometry.input, "input", input, spatial, 1);
+  set_axes(geometry.kernel, "kernel", kernel, spatial, 1);
+  set_axes(geometry.stride, "stride", stride, spatial, 1);
+  set_axes(geometry.padding, "padding", padding, spatial, 0);
+  set_axes(geometry.dilation, "dilation", dilation, spatial, 1);
+  for (int64_t step : geometry.stride)
+    if (step < 1) throw py::value_error("expected stride to be positive, but got " + std::to_string(step));
+  geometry.set_output_size();
+  return geometry;
+}
+
+}  // namespace
+}  // namespace convlab
 
 PYBIND11_MODULE(_C, m) {
   using namespace convlab;
@@ -25,6 +71,22 @@ PYBIND11_MODULE(_C, m) {
         py::arg("padding") = 0, py::arg("dilation") = 1);
   m.def("pooled_size", &pooled_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,
         py::arg("padding") = 0, py::arg("dilation") = 1, py::arg("ceil_mode") = false);
+  py::class_<ConvGeometry>(m, "ConvGeometry", "One convolution; 1-D and 2-D are 3-D with unit axes in front.")
+      .def(py::init(&make_geometry), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("out_channels"),
+           py::arg("input"), py::arg("kernel"), py::arg("stride") = Axes{}, py::arg("padding") = Axes{},
+           py::arg("dilation") = Axes{}, py::arg("groups") = 1)
+      .def_property_readonly("output", [](const ConvGeometry& g) { return std::to_array(g.output); })
+      .def("multiply_adds", &ConvGeometry::multiply_adds)
+      .def("parameters", &ConvGeometry::parameters, py::arg("bias"))
+      .def("bytes", &ConvGeometry::bytes, py::arg("element_size"));
+  py::class_<ReceptiveField>(m, "ReceptiveField", "Receptive field of one axis, grown layer by layer.")
+      .def(py::init())
+      .def("step", &ReceptiveField::step, py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = 0,
+           py::arg("dilation") = 1)
+      .def_readonly("size", &ReceptiveField::size)
+      .def_readonly("jump", &ReceptiveField::jump)
+      .def_readonly("center", &ReceptiveField::center);
+
   m.def("build_info", [] {
     py::dict info;
     info["compiler"] = __VERSION__;

@@ -5,6 +5,8 @@
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "common.h"
@@ -16,6 +18,17 @@ void check_spatial_argument(const char* name, c10::ArrayRef<Int> values, size_t 
   TORCH_CHECK(values.size() == spatial, "expected ", name, " to be a single integer value or a list of ", spatial,
               " values to match the convolution dimensions, but got ", name, "=", values);
 }
+
+// "5 x 7", as torch writes sizes.
+template <class Int>
+std::string by(c10::ArrayRef<Int> sizes) {
+  std::ostringstream text;
+  for (size_t axis = 0; axis < sizes.size(); ++axis) text << (axis ? " x " : "") << sizes[axis];
+  return text.str();
+}
+
+// Below this, no size computed from a stride, padding or dilation and a tensor's sizes overflows.
+constexpr int64_t kMaxParameter = int64_t{1} << 31;
 
 // Raises unless input (N x C x spatial), weight (K x C/groups x kernel) and the four parameters fit together.
 // Returns the size of the output, N x K x spatial.
@@ -36,6 +49,9 @@ std::vector<Int> check_convolution(c10::ArrayRef<Int> input, c10::ArrayRef<Int> 
     TORCH_CHECK(stride[axis] > 0, "non-positive stride is not supported, but got stride=", stride);
     TORCH_CHECK(padding[axis] >= 0, "negative padding is not supported, but got padding=", padding);
     TORCH_CHECK(dilation[axis] > 0, "dilation should be greater than zero, but got dilation=", dilation);
+    TORCH_CHECK(stride[axis] < kMaxParameter && padding[axis] < kMaxParameter && dilation[axis] < kMaxParameter,
+                "expected stride, padding and dilation below ", kMaxParameter, ", but got stride=", stride,
+                ", padding=", padding, ", dilation=", dilation);
   }
   TORCH_CHECK(weight[0] >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
               " at dimension 0, but got weight of size ", weight, " instead");
@@ -55,8 +71,8 @@ std::vector<Int> check_convolution(c10::ArrayRef<Int> input, c10::ArrayRef<Int> 
     if (padded.back() < dilation[axis] * (kernel - 1) + 1) fits = false;
     output.push_back(output_size<Int>(input[axis + 2], kernel, stride[axis], padding[axis], dilation[axis]));
   }
-  TORCH_CHECK(fits, "Calculated padded input size per channel: (", c10::ArrayRef<Int>(padded), "). Kernel size: (",
-              weight.slice(2), ") with dilation ", dilation, ". Kernel size can't be greater than actual input size");
+  TORCH_CHECK(fits, "Calculated padded input size per channel: (", by(c10::ArrayRef<Int>(padded)), "). Kernel size: (",
+              by(weight.slice(2)), ") with dilation ", dilation, ". Kernel size can't be greater than actual input size");
   return output;
 }
 

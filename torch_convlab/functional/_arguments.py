@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
+_INTEGERS = (int, torch.SymInt)
 
-def expand(value, count: int) -> list[int]:
+
+def integer(value, name: str):
+    """`value` if it is an integer; what stands for one (of numpy, say) becomes one; else TypeError."""
+    if isinstance(value, _INTEGERS):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"argument '{name}' must be an integer or integers, but got {name}={value!r}") from None
+
+
+def expand(value, count: int, name: str = "value") -> list[int]:
     """`value`, one integer or a sequence, as the list the operators take; lengths are checked there."""
     if isinstance(value, (list, tuple)):
-        return list(value) * count if len(value) == 1 else list(value)
-    return [value] * count
+        values = [integer(item, name) for item in value]
+        return values * count if len(values) == 1 else values
+    return [integer(value, name)] * count
+
+
+def check_tensors(**arguments) -> None:
+    """Raises TypeError, as torch does, for an argument that is not a tensor."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"argument '{name}' must be Tensor, not {type(value).__name__}")
 
 
 def check_dimensions(name: str, input: torch.Tensor, spatial: int) -> bool:
-    """Whether `input` is unbatched; raises unless it has spatial+1 (unbatched) or spatial+2 dimensions."""
+    """Whether `input` is unbatched; raises unless it is a tensor of spatial+1 (unbatched) or spatial+2 dimensions."""
+    if not isinstance(input, torch.Tensor):
+        check_tensors(input=input)
     if input.dim() not in (spatial + 1, spatial + 2):
         raise RuntimeError(
             f"Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input to {name}, "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.convolution import convolution, convolution_backward_input
-from ._arguments import autocast, check_dimensions, expand
+from ._arguments import autocast, check_dimensions, check_tensors, expand, integer
 
 
 def conv1d(
@@ -94,16 +94,25 @@ def conv_transpose3d(
 
 def _convolution(spatial, input, weight, bias, stride, padding, dilation, groups, algorithm):
     unbatched = check_dimensions(f"conv{spatial}d", input, spatial)
+    _check_types(weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     if unbatched:
         input = input.unsqueeze(0)
-    stride, dilation = expand(stride, spatial), expand(dilation, spatial)
+    stride, dilation = expand(stride, spatial, "stride"), expand(dilation, spatial, "dilation")
+    groups = integer(groups, "groups")
     if isinstance(padding, str):
         input, padding = _named_padding(padding, input, weight, stride, dilation, spatial)
     else:
-        padding = expand(padding, spatial)
+        padding = expand(padding, spatial, "padding")
     output = convolution(input, weight, bias, stride, padding, dilation, groups, algorithm)
     return output.squeeze(0) if unbatched else output
+
+
+def _check_types(weight, bias):
+    if not isinstance(weight, Tensor):
+        check_tensors(weight=weight)
+    if bias is not None and not isinstance(bias, Tensor):
+        check_tensors(bias=bias)
 
 
 def _named_padding(name, input, weight, stride, dilation, spatial):
@@ -126,12 +135,18 @@ def _named_padding(name, input, weight, stride, dilation, spatial):
 def _transposed(spatial, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm):
     name = f"conv_transpose{spatial}d"
     unbatched = check_dimensions(name, input, spatial)
+    _check_types(weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     if unbatched:
         input = input.unsqueeze(0)
-    stride, padding = expand(stride, spatial), expand(padding, spatial)
-    output_padding, dilation = expand(output_padding, spatial), expand(dilation, spatial)
+    stride, padding = expand(stride, spatial, "stride"), expand(padding, spatial, "padding")
+    output_padding = expand(output_padding, spatial, "output_padding")
+    dilation, groups = expand(dilation, spatial, "dilation"), integer(groups, "groups")
     size = _transposed_size(name, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    if any(extra >= step for extra, step in zip(output_padding, stride)):
+        # So long an output is that of more inputs (dilation > stride allows it): they are zeros.
+        zeros = [side for extra, step in zip(reversed(output_padding), reversed(stride)) for side in (0, extra // step)]
+        input = torch.nn.functional.pad(input, zeros)
     output = convolution_backward_input(input, weight, bias, size, stride, padding, dilation, groups, algorithm)
     return output.squeeze(0) if unbatched else output
 
@@ -153,6 +168,8 @@ def _transposed_size(name, input, weight, bias, stride, padding, output_padding,
             f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
             f"but got {input.dim()}-dimensional input of size {list(input.shape)} instead"
         )
+    if input.dtype != weight.dtype:
+        raise RuntimeError(f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same")
     if input.shape[1] != weight.shape[0]:
         raise RuntimeError(
             f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(input.shape)} to have "
@@ -177,10 +194,14 @@ def _transposed_size(name, input, weight, bias, stride, padding, output_padding,
             )
         extent = dilation[axis] * (weight.shape[axis + 2] - 1) + 1
         length = (input.shape[axis + 2] - 1) * stride[axis] - 2 * padding[axis] + extent + output_padding[axis]
-        if length <= 0:
-            raise RuntimeError(
-                f"Given input size per channel: {list(input.shape[2:])}. Calculated output size per channel of {name} "
-                f"along axis {axis}: {length}. Output size is too small"
-            )
         size.append(length)
+    if any(length <= 0 for length in size[2:]):
+        raise RuntimeError(
+            f"Given input size per channel: ({_by(input.shape[2:])}). Calculated output size per channel: "
+            f"({_by(size[2:])}). Output size is too small"
+        )
     return size
+
+
+def _by(sizes) -> str:
+    return " x ".join(map(str, sizes))

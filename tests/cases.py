@@ -1,0 +1,201 @@
+"""Named convolution problems. The tests check each of them; the benchmark may time any of them.
+
+One row of a table is one problem: ``ConvCase(name, input size, out_channels, kernel, ...)``. Scalars stand for every
+spatial axis, as in torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+PASSES = ("forward", "backward_input", "backward_weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvCase:
+    """A convolution, or a transposed one, of ``input`` (batch, channels, spatial...)."""
+
+    name: str
+    input: tuple[int, ...]
+    out_channels: int
+    kernel: int | tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    bias: bool = False
+    transposed: bool = False
+    output_padding: int | tuple[int, ...] = 0
+
+    def __post_init__(self):
+        for field in ("kernel", "stride", "padding", "dilation", "output_padding"):
+            value = getattr(self, field)
+            if isinstance(value, int):
+                object.__setattr__(self, field, (value,) * self.dims)
+            assert len(getattr(self, field)) == self.dims, f"{self.name}: {field} needs {self.dims} values"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def dims(self) -> int:
+        return len(self.input) - 2
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """Size of the weight: out x in/groups x kernel, transposed in x out/groups x kernel."""
+        first, second = self.out_channels, self.input[1]
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Size of the output, by the lecture's formula (item L1), or its inverse for a transposed convolution."""
+        sizes = []
+        for axis, length in enumerate(self.input[2:]):
+            extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            stride, padding = self.stride[axis], self.padding[axis]
+            if self.transposed:
+                sizes.append((length - 1) * stride - 2 * padding + extent + self.output_padding[axis])
+            else:
+                sizes.append(math.ceil((length - extent + 1 + 2 * padding) / stride))
+        return (self.input[0], self.out_channels, *sizes)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one pass; each of the three takes the same number (lecture item L2)."""
+        written = self.input if self.transposed else self.output
+        return math.prod(written) * math.prod(self.weight[1:])
+
+    def reduction(self, of: str) -> int:
+        """How many products one element of the pass's result sums, at most. The error of a sum grows with it."""
+        taps, groups = math.prod(self.kernel), self.groups
+        if of == "backward_weight":
+            smaller = self.input if self.transposed else self.output
+            return max(1, smaller[0] * math.prod(smaller[2:]))
+        channels = self.input[1] if of == "forward" else self.out_channels
+        return max(1, channels // groups * taps)
+
+
+# Ordinary layers, in small.
+COMMON = (
+    ConvCase("pointwise", (2, 64, 14, 14), 48, 1),
+    ConvCase("pointwise_bias_stride2", (2, 32, 15, 15), 64, 1, stride=2, bias=True),
+    ConvCase("3x3", (2, 32, 14, 14), 32, 3, padding=1),
+    ConvCase("3x3_bias_batch1", (1, 16, 28, 28), 24, 3, padding=1, bias=True),
+    ConvCase("3x3_valid_batch3", (3, 16, 13, 17), 16, 3),
+    ConvCase("3x3_stride2", (2, 16, 28, 28), 32, 3, stride=2, padding=1),
+    ConvCase("3x3_stride2_odd", (2, 16, 15, 13), 16, 3, stride=2, padding=1, bias=True),
+    ConvCase("5x5_bias", (2, 8, 16, 16), 20, 5, padding=2, bias=True),
+    ConvCase("5x5_stride2", (2, 16, 17, 17), 16, 5, stride=2, padding=2),
+    ConvCase("stem_7x7_stride2", (1, 3, 56, 56), 32, 7, stride=2, padding=3),
+    ConvCase("stem_11x11_stride4", (1, 3, 63, 63), 16, 11, stride=4, padding=2, bias=True),
+    ConvCase("lenet_first", (4, 1, 28, 28), 20, 5, padding=2, bias=True),
+    ConvCase("3x3_dilation2", (2, 16, 17, 17), 16, 3, padding=2, dilation=2),
+    ConvCase("3x3_dilation3_stride2", (1, 8, 21, 19), 12, 3, stride=2, padding=3, dilation=3, bias=True),
+    ConvCase("patch_embedding", (2, 3, 32, 32), 48, 8, stride=8, bias=True),
+    ConvCase("deep_7x7_map", (2, 128, 7, 7), 64, 3, padding=1),
+)
+
+# Every axis has its own parameters: mixed-up axes show here.
+ASYMMETRIC = (
+    ConvCase("kernel_1x7", (2, 8, 9, 12), 16, (1, 7), padding=(0, 3)),
+    ConvCase("kernel_5x2", (2, 8, 11, 10), 9, (5, 2), padding=(1, 0), bias=True),
+    ConvCase("all_asymmetric", (2, 6, 23, 17), 10, (3, 2), stride=(2, 3), padding=(4, 1), dilation=(3, 2), bias=True),
+    ConvCase("stride_1x3", (2, 16, 9, 20), 16, 3, stride=(1, 3), padding=1),
+)
+
+GROUPED = (
+    ConvCase("groups2", (2, 32, 14, 14), 48, 3, padding=1, groups=2, bias=True),
+    ConvCase("resnext_32x4", (1, 128, 14, 14), 128, 3, padding=1, groups=32),
+    ConvCase("grouped_pointwise_odd", (2, 21, 9, 9), 33, 1, groups=3),
+    ConvCase("grouped_stride2", (2, 20, 15, 15), 30, 3, stride=2, padding=1, groups=5),
+    ConvCase("depthwise_3x3", (2, 32, 28, 28), 32, 3, padding=1, groups=32),
+    ConvCase("depthwise_3x3_odd", (2, 19, 13, 15), 19, 3, padding=1, groups=19, bias=True),
+    ConvCase("depthwise_5x5_stride2", (2, 24, 17, 17), 24, 5, stride=2, padding=2, groups=24),
+    ConvCase("depthwise_7x7", (1, 16, 14, 14), 16, 7, padding=3, groups=16, bias=True),
+    ConvCase("depthwise_dilated", (1, 16, 15, 15), 16, 3, padding=2, dilation=2, groups=16),
+    ConvCase("depthwise_multiplier2", (2, 17, 12, 12), 34, 3, padding=1, groups=17),
+)
+
+# Channel counts around the widths of vectors and blocks.
+CHANNELS = (
+    *(
+        ConvCase(f"channels_{inputs}_to_{outputs}", (2, inputs, 10, 11), outputs, 3, padding=1, bias=True)
+        for inputs, outputs in ((1, 1), (3, 5), (5, 3), (17, 33), (33, 17), (65, 67), (67, 65))
+    ),
+    ConvCase("pointwise_65_to_67", (2, 65, 7, 9), 67, 1),
+    ConvCase("pointwise_1_to_17", (3, 1, 9, 9), 17, 1, bias=True),
+)
+
+EXTREME = (
+    ConvCase("map_1x1", (3, 33, 1, 1), 17, 1, bias=True),
+    ConvCase("map_1x1_kernel_3x3", (2, 16, 1, 1), 16, 3, padding=1),
+    ConvCase("kernel_is_input", (3, 20, 7, 5), 31, (7, 5), bias=True),
+    ConvCase("padding_over_kernel", (2, 5, 6, 5), 7, 2, padding=5, bias=True),
+    ConvCase("padding_over_input", (1, 4, 2, 3), 6, 3, padding=4, stride=2),
+    ConvCase("stride_over_kernel", (2, 9, 19, 22), 11, 2, stride=5, padding=1, bias=True),
+    ConvCase("unread_tail", (1, 4, 12, 12), 4, 2, stride=4),
+    ConvCase("dilation_over_input", (1, 3, 5, 5), 4, 2, padding=3, dilation=7),
+    ConvCase("wide_row", (1, 3, 2, 301), 5, 3, padding=1),
+    ConvCase("batch_only", (65, 2, 3, 3), 3, 3, bias=True),
+)
+
+# Nothing to compute, and gradients of zero. (Inputs of zero channels or pixels, where torch differs: test_convolution.)
+EMPTY = (
+    ConvCase("empty_batch", (0, 5, 8, 8), 7, 3, padding=1, bias=True),
+    ConvCase("empty_batch_1d", (0, 4, 9), 6, 3),
+    ConvCase("empty_batch_transposed", (0, 4, 5, 5), 6, 3, stride=2, transposed=True),
+)
+
+ONE_DIMENSION = (
+    ConvCase("1d_k3", (2, 32, 50), 48, 3, padding=1),
+    ConvCase("1d_wav2vec_k10_s5", (2, 1, 503), 32, 10, stride=5),
+    ConvCase("1d_wav2vec_k3_s2", (2, 32, 51), 32, 3, stride=2, bias=True),
+    ConvCase("1d_depthwise_k31", (2, 24, 60), 24, 31, padding=15, groups=24, bias=True),
+    ConvCase("1d_dilated_causal", (1, 16, 70), 16, 2, padding=8, dilation=8),
+    ConvCase("1d_pointwise_odd", (3, 17, 29), 5, 1),
+)
+
+THREE_DIMENSIONS = (
+    ConvCase("3d_3x3x3", (1, 12, 6, 10, 9), 16, 3, padding=1, bias=True),
+    ConvCase("3d_stride_1_2_2", (1, 8, 5, 14, 14), 16, 3, stride=(1, 2, 2), padding=1),
+    ConvCase("3d_patch_stride_is_kernel", (2, 3, 4, 16, 16), 24, (2, 4, 4), stride=(2, 4, 4), bias=True),
+    ConvCase("3d_asymmetric", (2, 5, 6, 9, 8), 7, (2, 1, 3), stride=(1, 3, 2), padding=(1, 0, 2), dilation=(2, 1, 2)),
+    ConvCase("3d_depthwise", (1, 17, 5, 8, 8), 17, 3, padding=1, groups=17),
+    ConvCase("3d_factorised_1x3x3", (1, 16, 4, 10, 10), 16, (1, 3, 3), padding=(0, 1, 1)),
+)
+
+TRANSPOSED = (
+    ConvCase("transposed_2x2_stride2", (2, 16, 9, 9), 12, 2, stride=2, bias=True, transposed=True),
+    ConvCase("transposed_4x4_stride2", (1, 16, 8, 8), 16, 4, stride=2, padding=1, transposed=True),
+    ConvCase(
+        "transposed_output_padding", (2, 17, 7, 6), 9, 3, stride=(2, 3), padding=1, output_padding=(1, 2), bias=True,
+        transposed=True,
+    ),
+    ConvCase("transposed_grouped", (2, 12, 7, 7), 18, 3, stride=2, padding=1, groups=3, bias=True, transposed=True),
+    ConvCase(
+        "transposed_dilated", (1, 8, 7, 8), 6, 3, stride=2, padding=2, dilation=2, output_padding=1, transposed=True,
+    ),
+    ConvCase("transposed_1d", (2, 16, 25), 8, 10, stride=5, padding=2, output_padding=3, bias=True, transposed=True),
+    ConvCase("transposed_3d", (1, 6, 3, 5, 5), 8, 3, stride=(1, 2, 2), padding=1, output_padding=(0, 1, 1),
+             bias=True, transposed=True),
+)  # fmt: skip
+
+# Real layers, too slow for the naive algorithm: enough work to reach every level of blocking.
+LARGE = (
+    ConvCase("resnet_3x3_56", (1, 64, 56, 56), 64, 3, padding=1),
+    ConvCase("resnet_pointwise_28", (2, 256, 28, 28), 128, 1),
+    ConvCase("resnet_3x3_7", (1, 512, 7, 7), 512, 3, padding=1),
+    ConvCase("resnet_downsample", (1, 256, 56, 56), 512, 1, stride=2),
+    ConvCase("resnet_stem", (1, 3, 224, 224), 64, 7, stride=2, padding=3),
+)
+
+SMALL = (
+    *COMMON, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION, *THREE_DIMENSIONS, *TRANSPOSED,
+)  # fmt: skip
+CASES = (*SMALL, *LARGE)
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "names of cases must differ"

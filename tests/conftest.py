@@ -1,0 +1,29 @@
+"""Settings that every test shares: two threads, a fixed seed, and a report of what was slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_convlab
+
+
+def pytest_configure(config):
+    if config.option.durations is None:
+        config.option.durations = 10
+        config.option.durations_min = 1.0
+
+
+def pytest_report_header(config):
+    info = torch_convlab.build_info()
+    where = Path(torch_convlab.__file__).parent
+    return f"torch_convlab {info['version']} from {where}, torch {info['torch']}, {info['instruction_set']}"
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """Two threads and seed 0 for each test, whatever the one before it did."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)

@@ -1,0 +1,389 @@
+"""Derivatives of every order and mode, and everything in torch that looks at an operator from outside.
+
+An operator's gradient can be right while its double backward is silently zero; only gradgradcheck and forward mode
+see that, so each operator goes through all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from cases import BY_NAME
+from helpers import FORMATS, call_convolution, in_format
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import torch_convlab
+from torch_convlab import autograd
+from torch_convlab import functional as F
+
+# (dimensions, groups, kernel, stride, padding, dilation): small, odd, and every parameter at work.
+PROBLEMS = {
+    "1d": (1, 1, (3,), (2,), (1,), (1,)),
+    "2d": (2, 1, (3, 2), (2, 1), (1, 2), (1, 2)),
+    "2d_grouped": (2, 2, (2, 2), (1, 1), (0, 1), (1, 1)),
+    "2d_depthwise": (2, 4, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "3d": (3, 2, (2, 1, 2), (1, 2, 1), (1, 0, 0), (1, 1, 2)),
+}
+COUNTED = ("3x3_stride2", "all_asymmetric", "1d_k3", "3d_asymmetric", "depthwise_3x3", "transposed_output_padding")
+OPERATORS = ("convolution", "convolution_backward_input", "convolution_backward_weight")
+
+
+def draw(*size, dtype=torch.float64):
+    return torch.randn(size, dtype=dtype, requires_grad=True)
+
+
+def arguments_of(operator: str, problem: str, format: str = "channels_first", dtype=torch.float64, algorithm="auto"):
+    """Arguments of an operator in the order of its schema; the tensors are leaves that require gradients."""
+    dims, groups, kernel, stride, padding, dilation = PROBLEMS[problem]
+    spatial = (5, 4, 3)[:dims]
+    input, weight = draw(2, 4, *spatial, dtype=dtype), draw(4, 4 // groups, *kernel, dtype=dtype)
+    function = getattr(torch.nn.functional, f"conv{dims}d")
+    output = function(input, weight, None, stride, padding, dilation, groups)
+    grad_output = torch.randn_like(output, requires_grad=True)
+    input, weight, grad_output = (
+        in_format(tensor.detach(), format).requires_grad_() for tensor in (input, weight, grad_output)
+    )
+    rest = list(stride), list(padding), list(dilation), groups, algorithm
+    if operator == "convolution":
+        return (input, weight, draw(4, dtype=dtype), *rest)
+    if operator == "convolution_backward_input":
+        return (grad_output, weight, draw(4, dtype=dtype), list(input.shape), *rest)
+    return (grad_output, input, list(weight.shape), *rest)
+
+
+def over_tensors(operator: str, arguments):
+    """The operator's entry as a function of its tensors alone, and those tensors."""
+    entry = getattr(autograd, operator)
+    count = sum(isinstance(argument, torch.Tensor) for argument in arguments)
+    return lambda *tensors: entry(*tensors, *arguments[count:]), arguments[:count]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("operator", OPERATORS)
+class TestDerivatives:
+    def test_gradcheck(self, operator, problem, format):
+        function, tensors = over_tensors(operator, arguments_of(operator, problem, format))
+        assert gradcheck(function, tensors, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
+
+    def test_gradgradcheck(self, operator, problem, format):
+        function, tensors = over_tensors(operator, arguments_of(operator, problem, format))
+        assert gradgradcheck(function, tensors, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+    def test_double_backward_is_not_zero(self, operator, problem, format):
+        """The defect that gradcheck cannot see, looked for directly."""
+        function, tensors = over_tensors(operator, arguments_of(operator, problem, format))
+        output = function(*tensors)
+        gradients = torch.autograd.grad(output, tensors[:2], torch.randn_like(output), create_graph=True)
+        for gradient, other in zip(gradients, reversed(tensors[:2])):
+            (second,) = torch.autograd.grad(gradient.square().sum(), other, retain_graph=True)
+            assert second.abs().max() > 0
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_opcheck(operator, problem):
+    """Schema, autograd registration, fake tensors (strides too) and dynamic shapes, by torch's own checker."""
+    op = getattr(torch.ops.convlab, operator).default
+    for format in FORMATS:
+        for dtype in (torch.float32, torch.bfloat16):
+            arguments = arguments_of(operator, problem, format, dtype)
+            torch.library.opcheck(op, arguments)
+            without_bias = tuple(
+                None if index == 2 and isinstance(argument, torch.Tensor) else argument
+                for index, argument in enumerate(arguments)
+            )
+            torch.library.opcheck(op, without_bias)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_functions_follow_their_schema(operator):
+    """A Function's arguments are the operator's, in order: what `entry` relies on. And every formula is documented."""
+    name = "".join(part.capitalize() for part in operator.split("_"))
+    function = getattr(autograd, name)
+    schema = getattr(torch.ops.convlab, operator).default._schema
+    assert list(inspect.signature(function.forward).parameters) == [argument.name for argument in schema.arguments]
+    assert "Backward" in function.__doc__ or "derivative" in function.__doc__
+
+
+@pytest.mark.parametrize("algorithm", torch_convlab.algorithms())
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_gradients_stay_with_the_algorithm(operator, algorithm):
+    """Forward and backward with a named algorithm equal those of the naive one."""
+    results = []
+    for name in (algorithm, "naive"):
+        torch.manual_seed(1)
+        function, tensors = over_tensors(operator, arguments_of(operator, "2d", algorithm=name))
+        try:
+            output = function(*tensors)
+            results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
+        except RuntimeError as error:
+            if "cannot compute this convolution" not in str(error):
+                raise
+            pytest.skip(str(error))
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_only_wanted_gradients_are_computed():
+    """Which operators ran in backward, for every choice of leaves."""
+    for wanted in ((True, False), (False, True), (True, True)):
+        input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+        input.requires_grad_(wanted[0])
+        weight.requires_grad_(wanted[1])
+        with torch.profiler.profile() as profile:
+            F.conv2d(input, weight).sum().backward()
+        ran = {event.name for event in profile.events()}
+        assert ("convlab::convolution_backward_input" in ran) == wanted[0]
+        assert ("convlab::convolution_backward_weight" in ran) == wanted[1]
+
+
+def test_no_graph_without_need():
+    input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
+    assert F.conv2d(input, weight).grad_fn is not None
+    assert not F.conv2d(input, weight.detach()).requires_grad
+    with torch.no_grad():
+        assert not F.conv2d(input, weight).requires_grad
+    with torch.inference_mode():
+        assert F.conv2d(input, weight).is_inference()
+
+
+# --- torch.func -----------------------------------------------------------------------------------------------------
+
+
+def both(compute, *tensors):
+    """compute(functional, *tensors), a tree of tensors, with our functions and with torch's must agree."""
+    torch.testing.assert_close(compute(F, *tensors), compute(torch.nn.functional, *tensors))
+
+
+INPUT, WEIGHT, BIAS = (2, 4, 6, 5), (6, 2, 3, 3), (6,)
+
+
+def operands(*sizes):
+    return [torch.randn(size, dtype=torch.float64) for size in sizes]
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, 0, None), (2, 1, None), (0, None, 0)], ids=str)
+def test_vmap(in_dims):
+    sizes = [list(size) for size in (INPUT, WEIGHT, BIAS)]
+    for size, dim in zip(sizes, in_dims):
+        if dim is not None:
+            size.insert(dim, 3)
+
+    def compute(functional, *tensors):
+        return torch.func.vmap(lambda x, w, b: functional.conv2d(x, w, b, padding=1, groups=2), in_dims)(*tensors)
+
+    both(compute, *operands(*sizes))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, 0, None)], ids=str)
+def test_vmap_transposed(in_dims):
+    sizes = [list(size) for size in (INPUT, (4, 3, 3, 3), BIAS)]
+    for size, dim in zip(sizes, in_dims):
+        if dim is not None:
+            size.insert(dim, 3)
+
+    def compute(functional, *tensors):
+        def one(x, w, b):
+            return functional.conv_transpose2d(x, w, b, stride=2, output_padding=1, groups=2)
+
+        return torch.func.vmap(one, in_dims)(*tensors)
+
+    both(compute, *operands(*sizes))
+
+
+def test_per_sample_gradients():
+    input, weight, bias = operands((5, 4, 6, 5), WEIGHT, BIAS)
+
+    def compute(functional, input, weight, bias):
+        def loss(weight, bias, sample):
+            return functional.conv2d(sample, weight, bias, padding=1, groups=2).square().sum()
+
+        return torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0))(weight, bias, input)
+
+    both(compute, input, weight, bias)
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian"])
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+def test_jacobians_and_hessians(function, transform):
+    input, weight = operands((1, 2, 3, 3), (2, 2, 2, 2))
+
+    def compute(functional, input, weight):
+        def loss(input, weight):
+            output = getattr(functional, function)(input, weight, stride=2).sin()
+            return output.sum() if transform == "hessian" else output
+
+        return getattr(torch.func, transform)(loss, argnums=(0, 1))(input, weight)
+
+    both(compute, input, weight)
+
+
+def test_jvp_and_vjp():
+    primals, tangents = tuple(operands(INPUT, WEIGHT, BIAS)), tuple(operands(INPUT, WEIGHT, BIAS))
+
+    def compute(functional, *_):
+        def layer(x, w, b):
+            return functional.conv2d(x, w, b, padding=1, groups=2)
+
+        output, pull = torch.func.vjp(layer, *primals)
+        nested = torch.func.jvp(
+            lambda x: torch.func.grad(lambda x: layer(x, *primals[1:]).pow(3).sum())(x), primals[:1], tangents[:1]
+        )
+        return torch.func.jvp(layer, primals, tangents), pull(torch.ones_like(output)), nested
+
+    both(compute)
+
+
+def test_tangent_of_the_bias_alone():
+    input, weight, bias, tangent = operands(INPUT, WEIGHT, BIAS, BIAS)
+
+    def compute(functional, *_):
+        with forward_ad.dual_level():
+            output = functional.conv2d(input, weight, forward_ad.make_dual(bias, tangent), groups=2)
+            return forward_ad.unpack_dual(output).tangent
+
+    both(compute)
+
+
+# --- Compilers ------------------------------------------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    """Every kind of convolution in one forward pass."""
+
+    def __init__(self, nn):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
+        self.same = nn.Conv2d(8, 6, (2, 3), padding="same", padding_mode="zeros")
+        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=1)
+
+    def forward(self, x):
+        return self.up(self.same(self.depthwise(self.first(x).relu()).relu()))
+
+
+@pytest.fixture
+def nets():
+    theirs, ours = Net(torch.nn), Net(torch_convlab.nn)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def losses_and_gradients(net, input):
+    input = input.detach().clone().requires_grad_()
+    output = net(input)
+    return [output, *torch.autograd.grad(output.square().mean(), [input, *net.parameters()])]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_compile(nets, format):
+    torch._dynamo.reset()
+    ours, theirs = nets
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    input = in_format(torch.randn(2, 3, 9, 8), format)
+    torch.testing.assert_close(losses_and_gradients(compiled, input), losses_and_gradients(theirs, input))
+    assert compiled(input).stride() == ours(input).stride()
+
+
+def test_compile_for_every_size_at_once(nets):
+    torch._dynamo.reset()
+    ours, theirs = nets
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((2, 3, 9, 8), (3, 3, 12, 10), (5, 3, 7, 21)):
+        input = torch.randn(size)
+        torch.testing.assert_close(losses_and_gradients(compiled, input), losses_and_gradients(theirs, input))
+    assert counter.frame_count == 1
+
+
+def test_export_with_dynamic_batch(nets):
+    ours, theirs = nets
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(ours, (torch.randn(4, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    assert any("convlab" in str(node.target) for node in program.graph.nodes)
+    for size in (2, 7):
+        input = torch.randn(size, 3, 8, 8)
+        torch.testing.assert_close(program.module()(input), theirs(input))
+
+
+def test_autocast(nets):
+    ours, theirs = nets
+    input = torch.randn(2, 3, 9, 8)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            actual, expected = ours(input), theirs(input)
+        assert actual.dtype == expected.dtype == dtype
+        torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        double = F.conv2d(torch.randn(1, 1, 4, 4).double(), torch.randn(1, 1, 3, 3).double())
+        unit = torch.nn.functional.conv2d(torch.randn(1, 1, 4, 4).double(), torch.randn(1, 1, 3, 3).double())
+        assert double.dtype == unit.dtype
+        actual = losses_and_gradients(ours, input)
+        expected = losses_and_gradients(theirs, input)
+    for ours_tensor, theirs_tensor in zip(actual, expected):
+        assert ours_tensor.dtype == theirs_tensor.dtype
+        scale = theirs_tensor.abs().max().item()
+        torch.testing.assert_close(ours_tensor, theirs_tensor, atol=0.02 * scale, rtol=0.02)
+
+
+def test_saved_tensor_hooks():
+    """Input and weight are saved, the bias is not, and what unpacking returns is what backward uses."""
+    input, weight, bias = draw(2, 3, 5, 5), draw(4, 3, 3, 3), draw(4)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: 2 * tensor):
+        output = F.conv2d(input, weight, bias)
+    assert packed == [tuple(input.shape), tuple(weight.shape)]
+    actual = torch.autograd.grad(output.sum(), (input, weight, bias))
+    expected = torch.autograd.grad(torch.nn.functional.conv2d(input, weight, bias).sum(), (input, weight, bias))
+    for index, factor in enumerate((2, 2, 1)):
+        torch.testing.assert_close(actual[index], factor * expected[index])
+
+
+def test_a_changed_operand_is_noticed():
+    input, weight = draw(1, 2, 5, 5), draw(3, 2, 3, 3)
+    output = F.conv2d(input, weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(nets, use_reentrant):
+    ours, _ = nets
+    input = torch.randn(2, 3, 9, 8)
+    direct = losses_and_gradients(ours, input)
+    again = input.clone().requires_grad_()
+    output = checkpoint(ours, again, use_reentrant=use_reentrant)
+    output.square().mean().backward()
+    gradients = [output, again.grad, *(parameter.grad for parameter in ours.parameters())]
+    assert all(torch.equal(first, second) for first, second in zip(direct, gradients))
+
+
+@pytest.mark.parametrize("case", [BY_NAME[name] for name in COUNTED], ids=str)
+def test_flop_counts(case):
+    """Every pass is twice the multiply-adds of the lecture (item L2); without groups, that is what torch counts too.
+
+    With groups torch's formula for the weight's gradient counts every channel against every other.
+    """
+    counts = []
+    for functional in (F, torch.nn.functional):
+        input, weight = draw(*case.input), draw(*case.weight)
+        with FlopCounterMode(display=False) as forward:
+            output = call_convolution(functional, case, input, weight, None)
+        with FlopCounterMode(display=False) as backward:
+            output.sum().backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == (2 * case.multiply_adds, 4 * case.multiply_adds)
+    assert counts[0][0] == counts[1][0]
+    assert counts[0][1] == counts[1][1] or case.groups > 1

@@ -1,0 +1,155 @@
+"""What the package says of itself, its geometry, and that importing it changes nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+from cases import CASES
+from helpers import run_python
+
+import torch_convlab
+from torch_convlab import _C
+
+
+def test_algorithms():
+    algorithms = torch_convlab.algorithms()
+    assert next(iter(algorithms)) == "naive"
+    assert "auto" not in algorithms
+    for name, description in algorithms.items():
+        assert re.fullmatch("[a-z_]+", name) and len(description) > 20
+
+
+def test_build_info():
+    info = torch_convlab.build_info()
+    assert info["version"] == torch_convlab.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", info["version"])
+    assert info["torch"] == torch.__version__
+    assert info["cpp_standard"] >= 202002
+    assert info["openmp"] > 0, "without OpenMP parallel_for is serial"
+    assert info["instruction_set"] in ("baseline", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("package", [torch_convlab.functional, torch_convlab.nn], ids=["functional", "nn"])
+def test_exports_exist_and_are_documented(package):
+    assert len(set(package.__all__)) == len(package.__all__)
+    for name in package.__all__:
+        assert (getattr(package, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def torch_parameters(function) -> list[tuple[str, str]]:
+    """(name, default) of a function of torch.nn.functional: of its signature, or for a built-in, of its docstring."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, "" if p.default is p.empty else repr(p.default)) for p in parameters]
+    except ValueError:
+        text = re.search(r"\w+\((.*?)\) -> ", function.__doc__, re.DOTALL).group(1)
+        pieces = [piece.partition("=") for piece in text.split(", ")]
+        return [(name.strip(), default.strip()) for name, _, default in pieces]
+
+
+SAME_SIGNATURE = [name for name in torch_convlab.functional.__all__ if hasattr(torch.nn.functional, name)]
+
+
+@pytest.mark.parametrize("name", SAME_SIGNATURE)
+def test_signatures_are_torchs(name):
+    """Names, order and defaults; ours may add keyword-only arguments at the end."""
+    ours = inspect.signature(getattr(torch_convlab.functional, name)).parameters.values()
+    shared = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
+    theirs = torch_parameters(getattr(torch.nn.functional, name))
+    if theirs[0][0] == "args":
+        pytest.skip("torch dispatches *args on a flag; the OpInfo samples cover the order")
+    assert [p.name for p in shared] == [name for name, _ in theirs]
+    for parameter, (_, default) in zip(shared, theirs):
+        actual = "" if parameter.default is parameter.empty else repr(parameter.default)
+        assert actual == default, f"{parameter.name}: {actual}, torch has {default}"
+
+
+@pytest.mark.parametrize("name", [name for name in torch_convlab.nn.__all__ if hasattr(torch.nn, name)])
+def test_layers_only_replace_the_computation(name):
+    """A layer is torch's class with the same constructor, so state_dict, repr and hooks cannot differ."""
+    ours, theirs = getattr(torch_convlab.nn, name), getattr(torch.nn, name)
+    assert issubclass(ours, theirs)
+    assert inspect.signature(ours.__init__) == inspect.signature(theirs.__init__)
+    assert ours.__name__ == theirs.__name__ and ours.__module__.startswith("torch_convlab.nn")
+    assert ours.state_dict is theirs.state_dict and ours.__repr__ is theirs.__repr__
+    assert ours.__setstate__ is theirs.__setstate__ if hasattr(theirs, "__setstate__") else True
+
+
+def test_import_changes_nothing_of_torch():
+    """torch.nn, torch.nn.functional, the default dtype, the threads and the random state are as before."""
+    run_python(
+        "import torch\n"
+        "def look():\n"
+        "    names = [(m.__name__, k, id(v)) for m in (torch.nn, torch.nn.functional, torch)\n"
+        "             for k, v in vars(m).items() if not k.startswith('_')]\n"
+        "    classes = [(k, c) for k, c in vars(torch.nn).items() if isinstance(c, type)]\n"
+        "    methods = [(k, j, id(v)) for k, c in classes for j, v in vars(c).items()]\n"
+        "    state = torch.get_num_threads(), torch.get_default_dtype(), torch.get_rng_state().sum().item()\n"
+        "    return set(names), set(methods), state\n"
+        "before = look()\n"
+        "import torch_convlab\n"
+        "after = look()\n"
+        "for old, new in zip(before[:2], after[:2]): assert old <= new, sorted(map(str, old - new))[:5]\n"
+        "assert before[2] == after[2]\n"
+    )
+
+
+# --- Geometry -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.transposed], ids=str)
+def test_geometry_of_every_case(case):
+    batch, channels, *input = case.input
+    geometry = _C.ConvGeometry(
+        batch=batch, in_channels=channels, out_channels=case.out_channels, input=input, kernel=case.kernel,
+        stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups,
+    )  # fmt: skip
+    assert geometry.output == [1] * (3 - case.dims) + list(case.output[2:])
+    assert geometry.multiply_adds() == case.multiply_adds
+    layer = getattr(torch.nn, f"Conv{case.dims}d")(
+        channels, case.out_channels, case.kernel, groups=case.groups, bias=case.bias, device="meta"
+    )
+    assert geometry.parameters(case.bias) == sum(parameter.numel() for parameter in layer.parameters())
+    tensors = (torch.empty(size, device="meta").numel() for size in (case.input, case.weight, case.output))
+    assert geometry.bytes(2) == 2 * sum(tensors)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_pooled_size_is_torchs(ceil_mode):
+    for input in range(1, 14):
+        for kernel in range(1, 5):
+            for stride in range(1, 5):
+                for padding in range(kernel // 2 + 1):
+                    for dilation in (1, 2, 3):
+                        size = _C.pooled_size(input, kernel, stride, padding, dilation, ceil_mode)
+                        arguments = kernel, stride, padding, dilation, ceil_mode
+                        try:
+                            pooled = torch.nn.functional.max_pool1d(
+                                torch.empty(1, 1, input, device="meta")[..., None, :][:, :, 0], *arguments
+                            )
+                        except RuntimeError:
+                            assert size <= 0
+                        else:
+                            assert size == pooled.shape[-1], (input, *arguments)
+
+
+def test_geometry_refuses_nonsense():
+    with pytest.raises(ValueError, match=r"stride to have 2 values.*got 3"):
+        _C.ConvGeometry(batch=1, in_channels=1, out_channels=1, input=[5, 5], kernel=[3, 3], stride=[1, 1, 1])
+    with pytest.raises(ValueError, match="stride to be positive, but got 0"):
+        _C.ConvGeometry(batch=1, in_channels=1, out_channels=1, input=[5], kernel=[3], stride=[0])
+    with pytest.raises(ValueError, match="groups=2"):
+        _C.ConvGeometry(batch=1, in_channels=3, out_channels=4, input=[5], kernel=[3], groups=2)
+
+
+def test_receptive_field_center():
+    """Same padding keeps output 0 over input 0; without padding it moves to the middle of its window."""
+    field = _C.ReceptiveField()
+    field.step(3, stride=2, padding=1)
+    field.step(5, stride=1, padding=2)
+    assert (field.size, field.jump, field.center) == (3 + 4 * 2, 2, 0.0)
+    field.step(3, dilation=2)
+    assert (field.size, field.center) == (11 + 4 * 2, 4.0)
