@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,14 +32,17 @@ class Digits:
     test_images: Tensor
     test_labels: Tensor
 
+    def first(self, count: int) -> Digits:
+        """The first `count` training images, and as many test images if there are."""
+        train, test = (self.train_images, self.train_labels), (self.test_images, self.test_labels)
+        return Digits(self.source, *(part[:count] for part in (*train, *test)))
+
     def __str__(self) -> str:
         return f"{self.source}: {len(self.train_images)} training images, {len(self.test_images)} test images"
 
 
 def bundled_digits() -> Digits:
     """The 1,797 digits of scikit-learn (8 x 8, 17 grey levels), enlarged to 20 x 20 with a margin of 4 as in MNIST."""
-    from sklearn.datasets import load_digits
-
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     images = functional.interpolate(images, size=(20, 20), mode="bilinear", align_corners=False)
@@ -102,13 +106,15 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes([0, 0, _UBYTE, dimensions]):
+    header, magic = 4 + 4 * dimensions, bytes([0, 0, _UBYTE, dimensions])
+    if len(content) < header or content[:4] != magic:
+        begins = content[:4].hex(" ") or "nothing"
         raise DataError(
-            f"{path} is no IDX file of bytes in {dimensions} dimension(s): it begins with {content[:4].hex(' ') or 'nothing'}, "
-            f"expected {bytes([0, 0, _UBYTE, dimensions]).hex(' ')}"
+            f"{path} is no IDX file of bytes in {dimensions} dimension(s): it begins with {begins}, "
+            f"expected {magic.hex(' ')}"
         )
     sizes = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(dimensions)]
-    if len(content) - header != math.prod(sizes):
-        raise DataError(f"{path} should hold {math.prod(sizes)} values for sizes {sizes}, but holds {len(content) - header}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(sizes) if len(content) > header else torch.empty(sizes, dtype=torch.uint8)
+    values = torch.tensor(bytearray(content[header:]), dtype=torch.uint8)
+    if len(values) != math.prod(sizes):
+        raise DataError(f"{path} should hold {math.prod(sizes)} values, sizes {sizes}, but holds {len(values)}")
+    return values.reshape(sizes)

@@ -1,4 +1,4 @@
-"""Times ours and torch's side by side: in turns, round after round, so that a change of the machine's speed hits all."""
+"""Times ours and torch's in turns, round after round, so that a change of the machine's speed hits all alike."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ class Timing:
     def ratio(self, contestant: str, baseline: str) -> tuple[float, float, float]:
         """How many times faster than `baseline`: median and the middle half (quartiles) of the rounds' ratios."""
         ratios = [base / own for own, base in zip(self.seconds[contestant], self.seconds[baseline])]
-        if len(ratios) < 2:
-            return ratios[0], ratios[0], ratios[0]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return middle, low, high
+
+    def spread(self, contestant: str) -> tuple[float, float]:
+        """The middle half (quartiles) of the rounds' seconds."""
+        low, _, high = statistics.quantiles(self.seconds[contestant], n=4, method="inclusive")
+        return low, high
 
     def best(self, owner: str) -> str:
         """The faster of one owner's contestants, which are called ``<owner> <format>``."""

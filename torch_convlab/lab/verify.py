@@ -67,7 +67,7 @@ def verify_layers(model: nn.Module, inputs: Tensor, loss: Loss) -> list[Comparis
 
 
 def verify_network(model: nn.Module, inputs: Tensor, loss: Loss) -> list[Comparison]:
-    """The whole network in float64, ours against torch.nn: every layer's output, every gradient. See `verify_layers`."""
+    """The whole network in float64, ours against torch.nn: all outputs and gradients. See `verify_layers`."""
     twin = revert(copy.deepcopy(model)).double()
     theirs = _values(twin, inputs.double(), loss)
     ours = _values(convert(copy.deepcopy(twin)), inputs.double(), loss)
