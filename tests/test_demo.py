@@ -149,7 +149,7 @@ def test_corrupt_mnist_files_are_named(tmp_path, replaced, message):
 
 
 def test_missing_and_unreadable_mnist_files_are_named(tmp_path, capsys):
-    with pytest.raises(data.DataError, match="holds none of train-images-idx3-ubyte, train-images-idx3-ubyte.gz"):
+    with pytest.raises(data.DataError, match="holds none of train-images-idx3-ubyte, "):
         data.mnist_folder(tmp_path)
     write_mnist(tmp_path, compress=True)
     path = tmp_path / "train-labels-idx1-ubyte.gz"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..convert import convert, revert
 
 Loss = Callable[[Tensor], Tensor]
+_Values = dict[tuple[str, str], Tensor]  # by layer and kind
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 _FACTOR = 4.0
@@ -26,7 +27,11 @@ _FACTOR = 4.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor: ``max|error| / max|reference|`` of ours and of torch.nn."""
+    """One tensor: ``max|error| / max|reference|`` of ours and of torch.nn.
+
+    The gradients of one layer's parameters share the largest reference: that of a bias in front of a batch norm is
+    zero but for rounding, and has no scale of its own.
+    """
 
     name: str
     kind: str  # "output", "gradient of input" or "gradient of <parameter>"
@@ -71,10 +76,10 @@ def verify_network(model: nn.Module, inputs: Tensor, loss: Loss) -> list[Compari
     twin = revert(copy.deepcopy(model)).double()
     theirs = _values(twin, inputs.double(), loss)
     ours = _values(convert(copy.deepcopy(twin)), inputs.double(), loss)
-    tolerance = _TOLERANCE[torch.float64]
+    scales, tolerance = _scales(theirs), _TOLERANCE[torch.float64]
     return [
-        Comparison(name, kind, tuple(exact.shape), _error(ours[name, kind], exact), 0.0, tolerance)
-        for (name, kind), exact in theirs.items()
+        Comparison(*key, tuple(exact.shape), _error(ours[key], exact, scales[key]), 0.0, tolerance)
+        for key, exact in theirs.items()
     ]
 
 
@@ -106,27 +111,29 @@ def _record(model: nn.Module, inputs: Tensor, loss: Loss) -> list[_Call]:
 def _compare(call: _Call) -> Iterator[Comparison]:
     for handles in (call.module._forward_hooks, call.module._forward_pre_hooks):
         handles.clear()
-    theirs = _run_layer(copy.deepcopy(call.module), call.input, call.grad_output)
-    ours = _run_layer(convert(copy.deepcopy(call.module)), call.input, call.grad_output)
+    theirs = _run_layer(call.name, copy.deepcopy(call.module), call.input, call.grad_output)
+    ours = _run_layer(call.name, convert(copy.deepcopy(call.module)), call.input, call.grad_output)
     gradient = None if call.grad_output is None else call.grad_output.double()
-    for kind, exact in _run_layer(call.module.double(), call.input.double(), gradient).items():
-        errors = _error(ours[kind], exact), _error(theirs[kind], exact)
-        yield Comparison(call.name, kind, tuple(exact.shape), *errors, _TOLERANCE[torch.float32])
+    reference = _run_layer(call.name, call.module.double(), call.input.double(), gradient)
+    scales = _scales(reference)
+    for key, exact in reference.items():
+        errors = _error(ours[key], exact, scales[key]), _error(theirs[key], exact, scales[key])
+        yield Comparison(*key, tuple(exact.shape), *errors, _TOLERANCE[torch.float32])
 
 
-def _run_layer(layer: nn.Module, input: Tensor, grad_output: Tensor | None) -> dict[str, Tensor]:
+def _run_layer(name: str, layer: nn.Module, input: Tensor, grad_output: Tensor | None) -> _Values:
     layer.zero_grad(set_to_none=True)
     input = input.clone().requires_grad_()
     output = layer(input.clone())  # a clone, since a leaf cannot be worked on in place
-    values = {"output": output.detach().clone()}
+    values = {(name, "output"): output.detach().clone()}
     if grad_output is not None:
         output.backward(grad_output)
-        gradients = {"input": input.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
-        values |= {f"gradient of {name}": gradient for name, gradient in gradients.items() if gradient is not None}
+        gradients = {"input": input.grad, **{of: parameter.grad for of, parameter in layer.named_parameters()}}
+        values |= {(name, f"gradient of {of}"): value for of, value in gradients.items() if value is not None}
     return values
 
 
-def _values(model: nn.Module, inputs: Tensor, loss: Loss) -> dict[tuple[str, str], Tensor]:
+def _values(model: nn.Module, inputs: Tensor, loss: Loss) -> _Values:
     outputs, count = {}, Counter()
 
     def keep(_module, _arguments, output, name):
@@ -153,8 +160,15 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if not any(True for _ in module.children()))
 
 
-def _error(value: Tensor, reference: Tensor) -> float:
+def _scales(reference: _Values) -> dict[tuple[str, str], float]:
+    """What the errors are measured against; see `Comparison`."""
+    scales = {key: value.abs().max().item() if value.numel() else 0.0 for key, value in reference.items()}
+    shared = {key for key in scales if key[1] not in ("output", "gradient of input")}
+    largest = {layer: max(scales[key] for key in shared if key[0] == layer) for layer, _ in shared}
+    return {key: largest[key[0]] if key in shared else scale for key, scale in scales.items()}
+
+
+def _error(value: Tensor, reference: Tensor, scale: float) -> float:
     if reference.numel() == 0:
         return 0.0
-    scale = reference.abs().max().item()
     return (value.double() - reference).abs().max().item() / (scale if scale > 0 else 1.0)
