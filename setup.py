@@ -102,6 +102,8 @@ def main() -> None:
 
     extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     setup(
+        # A fixed folder, so that installing again in place (pip install -e .) compiles only what changed.
+        options={"build_ext": {"build_temp": f"build/{sys.implementation.cache_tag}"}},
         ext_modules=[
             extension(
                 "torch_convlab._C",

@@ -23,6 +23,8 @@ def build_info() -> dict[str, object]:
     return {"version": __version__, "torch": torch.__version__, **_C.build_info()}
 
 
-from . import _flops, functional, nn  # noqa: E402, F401
+from . import _flops, functional, models, nn  # noqa: E402, F401
+from .convert import convert, revert  # noqa: E402
+from .fuse import fuse, fusion_report  # noqa: E402
 
-__all__ = ["algorithms", "build_info", "functional", "nn"]
+__all__ = ["algorithms", "build_info", "convert", "functional", "fuse", "fusion_report", "models", "nn", "revert"]

@@ -1,0 +1,121 @@
+"""Pictures of the report: charts as inline SVG in the page's own colours, small images as PNG data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import matplotlib
+from matplotlib import image, pyplot
+from torch import Tensor
+
+from .timing import Timing
+
+matplotlib.use("Agg")  # draws without a display
+
+OURS, THEIRS = "#d9480f", "#4c7fd0"  # readable on white and on black
+_INK = "#010203"  # stands for the colour of the page's text
+
+_STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "torch_convlab",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+def losses(ours: list[float], theirs: list[float], steps_per_epoch: int) -> str:
+    """Loss of every step of both runs, over epochs."""
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
+        for values, color, label, style in (
+            (theirs, THEIRS, "torch.nn", {"linewidth": 3, "alpha": 0.6}),
+            (ours, OURS, "torch_convlab", {"linewidth": 1}),
+        ):
+            axes.semilogy(
+                [step / steps_per_epoch for step in range(len(values))], values, color=color, label=label, **style
+            )
+        axes.set(xlabel="epoch", ylabel="loss of the batch")
+        axes.legend()
+        return _svg(figure)
+
+
+def differences(float32: list[float], float64: list[float], steps_per_epoch: int) -> str:
+    """How far the losses of the two runs are apart, in both precisions."""
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
+        for values, color, label in ((float32, OURS, "float32"), (float64, THEIRS, "float64")):
+            shown = [max(value, 1e-17) for value in values]
+            axes.semilogy(
+                [step / steps_per_epoch for step in range(len(shown))],
+                shown,
+                ".",
+                color=color,
+                label=label,
+                markersize=3,
+            )
+        axes.set(xlabel="epoch", ylabel="|difference of the losses|")
+        axes.legend()
+        return _svg(figure)
+
+
+def accuracies(ours: list[float], theirs: list[float]) -> str:
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
+        epochs = range(1, len(ours) + 1)
+        axes.plot(
+            epochs, [100 * value for value in theirs], "o-", color=THEIRS, label="torch.nn", linewidth=3, alpha=0.6
+        )
+        axes.plot(epochs, [100 * value for value in ours], "o-", color=OURS, label="torch_convlab", markersize=3)
+        axes.axhline(98, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set(xlabel="epoch", ylabel="test accuracy, %")
+        axes.legend()
+        return _svg(figure)
+
+
+def timings(timings: list[Timing]) -> str:
+    """Median milliseconds of every contestant, with the middle half of the rounds as a line."""
+    with pyplot.rc_context(_STYLE):
+        figure, row = pyplot.subplots(1, len(timings), figsize=(6.4, 2.6), squeeze=False)
+        for axes, timing in zip(row[0], timings):
+            names = list(timing.seconds)
+            middle = [1e3 * timing.median(name) for name in names]
+            spread = [[1e3 * value for value in timing.spread(name)] for name in names]
+            reach = [
+                [m - low for m, (low, _) in zip(middle, spread)],
+                [high - m for m, (_, high) in zip(middle, spread)],
+            ]
+            colors = [OURS if name.startswith("ours") else THEIRS for name in names]
+            axes.barh(names, middle, xerr=reach, color=colors, ecolor=_INK, error_kw={"linewidth": 0.8})
+            axes.set(xlabel="milliseconds", title=timing.task)
+            axes.invert_yaxis()
+            if axes is not row[0][0]:
+                axes.set_yticklabels([])
+        figure.tight_layout()
+        return _svg(figure)
+
+
+def picture(values: Tensor, colors: str = "gray", symmetric: bool = False) -> str:
+    """A 2-D tensor as a data URI, one pixel per value; `symmetric` puts zero in the middle of the colours."""
+    high = values.abs().max().item() if symmetric else values.max().item()
+    low = -high if symmetric else values.min().item()
+    buffer = io.BytesIO()
+    image.imsave(buffer, values.numpy(), cmap=colors, vmin=low, vmax=high, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _svg(figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
