@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "algorithm_choice.h"
 #include "algorithms.h"
 #include "cpu/dispatch.h"
 #include "geometry.h"
@@ -67,6 +68,30 @@ PYBIND11_MODULE(_C, m) {
     }
     return list;
   });
+  py::enum_<Pass>(m, "Pass")
+      .value("forward", Pass::forward)
+      .value("backward_input", Pass::backward_input)
+      .value("backward_weight", Pass::backward_weight);
+  py::enum_<Dtype>(m, "Dtype")
+      .value("float32", Dtype::float32)
+      .value("float64", Dtype::float64)
+      .value("bfloat16", Dtype::bfloat16)
+      .value("float16", Dtype::float16);
+  m.def(
+      "explain",
+      [](const ConvGeometry& geometry, Pass pass, Dtype dtype) {
+        const ConvProblem problem{geometry, pass, dtype, Device::cpu};
+        py::dict verdicts;
+        for (int index = 0; index < kAlgorithms; ++index) {
+          const auto algorithm = static_cast<Algorithm>(index);
+          const std::string reason = refusal(algorithm, problem);
+          py::object cost = py::none();
+          if (reason.empty()) cost = py::float_(estimated_cost(algorithm, problem));
+          verdicts[algorithm_name(algorithm)] = py::make_tuple(reason, cost);
+        }
+        return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
+      },
+      py::arg("geometry"), py::arg("pass"), py::arg("dtype"));
   m.def("output_size", &output_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,
         py::arg("padding") = 0, py::arg("dilation") = 1);
   m.def("pooled_size", &pooled_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,

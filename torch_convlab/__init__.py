@@ -24,7 +24,19 @@ def build_info() -> dict[str, object]:
 
 
 from . import _flops, functional, models, nn  # noqa: E402, F401
+from .choice import explain_convolution  # noqa: E402
 from .convert import convert, revert  # noqa: E402
 from .fuse import fuse, fusion_report  # noqa: E402
 
-__all__ = ["algorithms", "build_info", "convert", "functional", "fuse", "fusion_report", "models", "nn", "revert"]
+__all__ = [
+    "algorithms",
+    "build_info",
+    "convert",
+    "explain_convolution",
+    "functional",
+    "fuse",
+    "fusion_report",
+    "models",
+    "nn",
+    "revert",
+]

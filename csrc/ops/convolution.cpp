@@ -4,7 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include "../cost_model.h"
+#include "../algorithm_choice.h"
 #include "../cpu/conv_kernels.h"
 #include "convolution_checks.h"
 
@@ -43,15 +43,27 @@ ConvGeometry make_geometry(IntArrayRef input, IntArrayRef weight, IntArrayRef st
   return geometry;
 }
 
+Dtype dtype_of(const Tensor& tensor) {
+  Dtype dtype = Dtype::float32;
+  dispatch_dtype(tensor.scalar_type(), "convolution", [&](auto type) {
+    using T = decltype(type);
+    dtype = std::is_same_v<T, double>     ? Dtype::float64
+            : std::is_same_v<T, bfloat16> ? Dtype::bfloat16
+            : std::is_same_v<T, float16>  ? Dtype::float16
+                                          : Dtype::float32;
+  });
+  return dtype;
+}
+
 Algorithm algorithm_by_name(std::string_view name, const ConvGeometry& geometry, Pass pass, const Tensor& tensor) {
-  const auto device = tensor.device().type();
-  if (name == "auto") return choose_algorithm(geometry, pass, tensor.scalar_type(), device);
+  const ConvProblem problem{geometry, pass, dtype_of(tensor), tensor.is_cpu() ? Device::cpu : Device::cuda};
+  if (name == "auto") return choose_algorithm(problem);
   std::string known = "auto";
   for (int index = 0; index < kAlgorithms; ++index) {
     const auto algorithm = static_cast<Algorithm>(index);
     known += std::string(", ") + algorithm_name(algorithm);
     if (name != algorithm_name(algorithm)) continue;
-    const std::string reason = refusal(algorithm, geometry, pass, tensor.scalar_type(), device);
+    const std::string reason = refusal(algorithm, problem);
     TORCH_CHECK(reason.empty(), "algorithm='", name, "' cannot compute this convolution: ", reason);
     return algorithm;
   }
@@ -120,36 +132,6 @@ Tensor& fill_with_bias(Tensor& result, const OptionalTensor& bias) {
 }
 
 }  // namespace
-
-std::string refusal(Algorithm algorithm, const ConvGeometry& g, Pass pass, at::ScalarType, at::DeviceType) {
-  if (algorithm == Algorithm::depthwise && (g.groups != g.in_channels || g.groups != g.out_channels))
-    return c10::str("depthwise needs groups == in_channels == out_channels, but groups is ", g.groups,
-                    ", in_channels ", g.in_channels, " and out_channels ", g.out_channels);
-  if (algorithm != Algorithm::winograd) return {};
-  if (pass == Pass::backward_weight) return "winograd has no backward-weight pass";
-  if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
-    return c10::str("winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel[0], "x", g.kernel[1], "x",
-                    g.kernel[2], " on an input of depth ", g.input[0]);
-  for (int axis = 0; axis < kMaxSpatial; ++axis) {
-    if (g.stride[axis] != 1) return c10::str("winograd needs stride 1, but a stride is ", g.stride[axis]);
-    if (g.dilation[axis] != 1) return c10::str("winograd needs dilation 1, but a dilation is ", g.dilation[axis]);
-  }
-  return {};
-}
-
-Algorithm choose_algorithm(const ConvGeometry& geometry, Pass pass, at::ScalarType dtype, at::DeviceType device) {
-  Algorithm best = Algorithm::implicit_gemm;
-  double best_cost = estimated_cost(best, geometry, pass);
-  for (int index = 0; index < kAlgorithms; ++index) {
-    const auto algorithm = static_cast<Algorithm>(index);
-    // Who computes in float64 wants the digits that winograd gives up.
-    if (algorithm == Algorithm::winograd && dtype == at::kDouble) continue;
-    if (!refusal(algorithm, geometry, pass, dtype, device).empty()) continue;
-    const double cost = estimated_cost(algorithm, geometry, pass);
-    if (cost < best_cost) best = algorithm, best_cost = cost;
-  }
-  return best;
-}
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                    IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view algorithm) {

@@ -2,20 +2,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
 #include <string_view>
 
-#include "../algorithms.h"
-#include "../geometry.h"
-
 namespace convlab {
-
-// Empty if `algorithm` can compute this problem, else the reason why not.
-std::string refusal(Algorithm algorithm, const ConvGeometry& geometry, Pass pass, at::ScalarType dtype,
-                    at::DeviceType device);
-
-// What `auto` takes for this problem.
-Algorithm choose_algorithm(const ConvGeometry& geometry, Pass pass, at::ScalarType dtype, at::DeviceType device);
 
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,

@@ -1,0 +1,103 @@
+// The constants of the cost model were fitted on one core of a Zen 5 with AVX-512 against the layers of ResNet-50,
+// VGG-16 and MobileNetV2 at batch 1 and 8. They are ratios of work to work, so they move little with the machine. It is
+// plain arithmetic on the geometry: the same choice on every run and for every number of threads.
+#include "algorithm_choice.h"
+
+#include <algorithm>
+
+namespace convlab {
+
+namespace {
+
+std::string size(const int64_t (&values)[kMaxSpatial]) {
+  return std::to_string(values[0]) + "x" + std::to_string(values[1]) + "x" + std::to_string(values[2]);
+}
+
+std::string winograd_refusal(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.geometry;
+  if (problem.pass == Pass::backward_weight) return "winograd has no backward-weight pass";
+  if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
+    return "winograd needs a 2-D 3x3 kernel, but the kernel is " + size(g.kernel) + " on an input of " + size(g.input);
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    if (g.stride[axis] != 1) return "winograd needs stride 1, but stride is " + size(g.stride);
+    if (g.dilation[axis] != 1) return "winograd needs dilation 1, but dilation is " + size(g.dilation);
+  }
+  return {};
+}
+
+std::string depthwise_refusal(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.geometry;
+  if (g.groups == g.in_channels && g.groups == g.out_channels) return {};
+  return "depthwise needs groups == in_channels == out_channels, but groups is " + std::to_string(g.groups) +
+         ", in_channels " + std::to_string(g.in_channels) + " and out_channels " + std::to_string(g.out_channels);
+}
+
+// Winograd's transforms handle whole vectors of channels; 16 is the widest.
+double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
+
+double winograd_cost(const ConvProblem& problem) {
+  constexpr double points = 36, per_input = 12, per_output = 12, per_weight = 7;
+  const ConvGeometry& g = problem.geometry;
+  const bool forward = problem.pass == Pass::forward;
+  const int64_t* written = forward ? g.output : g.input;
+  const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
+  const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
+  const double tiles = static_cast<double>(g.batch * ((written[1] + 3) / 4) * ((written[2] + 3) / 4));
+  const double read = static_cast<double>(read_channels);
+  const double c = in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
+  const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight;
+  return points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
+}
+
+// Few written channels per group leave lanes idle or make the gather count.
+double implicit_gemm_cost(const ConvProblem& problem) {
+  constexpr double per_gathered = 8;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  return static_cast<double>(g.multiply_adds()) * (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
+}
+
+}  // namespace
+
+std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
+  switch (algorithm) {
+    case Algorithm::winograd:
+      return winograd_refusal(problem);
+    case Algorithm::depthwise:
+      return depthwise_refusal(problem);
+    default:
+      return {};
+  }
+}
+
+double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
+  constexpr double scalar = 40;  // one multiply-add of the naive loop, against one of a vector
+  constexpr double shifted = 4;  // a load for every multiply-add
+  const double multiply_adds = static_cast<double>(problem.geometry.multiply_adds());
+  switch (algorithm) {
+    case Algorithm::naive:
+      return scalar * multiply_adds;
+    case Algorithm::winograd:
+      return winograd_cost(problem);
+    case Algorithm::depthwise:
+      return shifted * multiply_adds;
+    default:
+      return implicit_gemm_cost(problem);
+  }
+}
+
+Algorithm choose_algorithm(const ConvProblem& problem) {
+  Algorithm best = Algorithm::implicit_gemm;
+  double best_cost = estimated_cost(best, problem);
+  for (int index = 0; index < kAlgorithms; ++index) {
+    const auto algorithm = static_cast<Algorithm>(index);
+    // Who computes in float64 wants the digits that winograd gives up.
+    if (algorithm == Algorithm::winograd && problem.dtype == Dtype::float64) continue;
+    if (!refusal(algorithm, problem).empty()) continue;
+    const double cost = estimated_cost(algorithm, problem);
+    if (cost < best_cost) best = algorithm, best_cost = cost;
+  }
+  return best;
+}
+
+}  // namespace convlab
