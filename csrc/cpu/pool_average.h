@@ -34,32 +34,36 @@ struct AverageLast {
     const int64_t C = g.channels;
     const T** rows = Carve(scratch).take<const T*>(g.kernel[0] * g.kernel[1]);
     Cursor at(g.output, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
+    for (int64_t pixel = begin; pixel < end;) {
       const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
+      const int64_t d = g.start(0, at.at[0]), h = g.start(1, at.at[1]);
       int64_t count = 0;
       for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t row =
-              (at.outer * g.input[0] + g.start(0, at.at[0]) + kd) * g.input[1] + g.start(1, at.at[1]) + kh;
-          rows[count++] = a.input + (row * g.input[2] + g.start(2, at.at[2]) + in_w.begin) * C;
-        }
-      const vec<A> divide = broadcast(static_cast<A>(divisor(g, at.at)));
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>)
-        store(a.output + pixel * C + c, sum<false>(rows, count, in_w.size(), C, c, lanes<A>) / divide);
-      if (c < C)
-        store_partial(a.output + pixel * C + c, sum<true>(rows, count, in_w.size(), C, c, C - c) / divide, C - c);
+        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh)
+          rows[count++] = a.input + ((at.outer * g.input[0] + d + kd) * g.input[1] + h + kh) * g.input[2] * C;
+      const int64_t row_divisor = g.divisor(0, at.at[0]) * g.divisor(1, at.at[1]);
+      const int64_t run = at.run(end - pixel);
+      for (int64_t ow = at.at[2]; ow < at.at[2] + run; ++ow, ++pixel) {
+        const Range in_w = g.taps_inside(2, ow);
+        const int64_t w = (g.start(2, ow) + in_w.begin) * C;
+        const vec<A> divide = broadcast(static_cast<A>(row_divisor * g.divisor(2, ow)));
+        T* to = a.output + pixel * C;
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>)
+          store(to + c, sum<false>(rows, count, in_w.size(), C, w + c, lanes<A>) / divide);
+        if (c < C) store_partial(to + c, sum<true>(rows, count, in_w.size(), C, w + c, C - c) / divide, C - c);
+      }
+      at.skip(run);
     }
   }
 
   template <bool kPartial>
-  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t c,
+  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t from,
                                    int64_t channels) {
     constexpr int64_t kPiece = 256;
     vec<A> total = {};
     for (int64_t row = 0; row < count; ++row) {
-      const T* p = rows[row] + c;
+      const T* p = rows[row] + from;
       for (int64_t w = 0; w < width; w += kPiece) {
         const int64_t end = std::min(width, w + kPiece);
         vec<A> piece = {};

@@ -45,47 +45,62 @@ struct MaxLast {
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const int64_t C = g.channels;
+    const int64_t step = g.dilation[2] * C;
     Row* rows = Carve(scratch).take<Row>(g.kernel[0] * g.kernel[1]);
     Cursor at(g.output, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
-      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
-      const T* image = a.input + at.outer * g.input_pixels() * C;
-      const int64_t w = g.start(2, at.at[2]) + in_w.begin * g.dilation[2];
-      int64_t count = 0;
-      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t d = g.start(0, at.at[0]) + kd * g.dilation[0], h = g.start(1, at.at[1]) + kh * g.dilation[1];
-          rows[count++] = {image + ((d * g.input[1] + h) * g.input[2] + w) * C,
-                           (kd * g.kernel[1] + kh) * g.kernel[2] + in_w.begin};
-        }
-      const int64_t step = g.dilation[2] * C;
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>) window<false>(a, rows, count, in_w.size(), step, pixel * C, c, lanes<A>);
-      if (c < C) window<true>(a, rows, count, in_w.size(), step, pixel * C, c, C - c);
+    for (int64_t pixel = begin; pixel < end;) {
+      const int64_t count = list(a, at, rows), run = at.run(end - pixel);
+      for (int64_t ow = at.at[2]; ow < at.at[2] + run; ++ow, ++pixel) {
+        const Range in_w = g.taps_inside(2, ow);
+        const int64_t w = (g.start(2, ow) + in_w.begin * g.dilation[2]) * C;
+        const auto pool = [&](auto partial, int64_t c, int64_t channels) {
+          window<partial>(a, rows, count, w + c, in_w, step, pixel * C + c, channels);
+        };
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>) pool(std::false_type{}, c, lanes<A>);
+        if (c < C) pool(std::true_type{}, c, C - c);
+      }
+      at.skip(run);
     }
   }
 
+  // The rows of the input under a row of the output.
+  static int64_t list(const PoolArguments<T>& a, const Cursor& at, Row* rows) {
+    const PoolGeometry& g = a.geometry;
+    const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
+    const int64_t first_d = g.start(0, at.at[0]), first_h = g.start(1, at.at[1]);
+    int64_t count = 0;
+    for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+      for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+        const int64_t d = first_d + kd * g.dilation[0], h = first_h + kh * g.dilation[1];
+        const int64_t row = (at.outer * g.input[0] + d) * g.input[1] + h;
+        rows[count++] = {a.input + row * g.input[2] * g.channels, (kd * g.kernel[1] + kh) * g.kernel[2]};
+      }
+    return count;
+  }
+
   template <bool kPartial>
-  CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t width,
-                                    int64_t step, int64_t output, int64_t c, int64_t channels) {
+  CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t from, Range taps,
+                                    int64_t step, int64_t to, int64_t channels) {
     const auto fetch = [&](const T* p) {
       if constexpr (kPartial)
         return load_partial(p, channels);
       else
         return load(p);
     };
-    Best<A> best = {fetch(rows[0].first + c), vec_mask<A>{} + static_cast<lane_int<A>>(rows[0].tap)};
+    const auto tap_of = [&](const Row& row) { return vec_mask<A>{} + static_cast<lane_int<A>>(row.tap + taps.begin); };
+    Best<A> best = {fetch(rows[0].first + from), tap_of(rows[0])};
     for (int64_t row = 0; row < count; ++row) {
-      const T* p = rows[row].first + c;
-      vec_mask<A> tap = vec_mask<A>{} + static_cast<lane_int<A>>(rows[row].tap);
-      for (int64_t kw = 0; kw < width; ++kw, p += step, tap += 1) best.template consider<kTaps>(fetch(p), tap);
+      const T* p = rows[row].first + from;
+      vec_mask<A> tap = tap_of(rows[row]);
+      for (int64_t kw = taps.begin; kw < taps.end; ++kw, p += step, tap += 1)
+        best.template consider<kTaps>(fetch(p), tap);
     }
     if constexpr (kPartial)
-      store_partial(a.output + output + c, best.value, channels);
+      store_partial(a.output + to, best.value, channels);
     else
-      store(a.output + output + c, best.value);
-    if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), output + c, best.tap, channels);
+      store(a.output + to, best.value);
+    if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), to, best.tap, channels);
   }
 };
 

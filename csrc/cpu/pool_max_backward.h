@@ -15,65 +15,88 @@ namespace convlab::cpu::CONVLAB_ISA {
 template <class T>
 struct MaxBackwardLast {
   using A = accumulate_t<T>;
+  struct Row {  // of the output, above a row of the input
+    int64_t first, tap;
+  };
   struct Pair {
     int64_t output;
     lane_int<A> tap;
+  };
+  struct Scratch {
+    Row* rows;
+    Pair* pairs;
+    int64_t bytes;
+
+    Scratch(const PoolGeometry& g, void* memory) {
+      Carve carve(memory);
+      rows = carve.take<Row>(g.overlap(0) * g.overlap(1));
+      pairs = carve.take<Pair>(g.overlap(0) * g.overlap(1) * g.overlap(2));
+      bytes = carve.used();
+    }
   };
 
   static bool fits(const PoolArguments<T>& a) {
     return a.layout == Layout::channels_last && taps_fit_lanes(a.geometry);
   }
-  static int64_t overlap(const PoolGeometry& g) { return g.overlap(0) * g.overlap(1) * g.overlap(2); }
   static PoolPlan plan(const PoolArguments<T>& a) {
     const PoolGeometry& g = a.geometry;
-    Carve carve(nullptr);
-    carve.take<Pair>(overlap(g));
-    return {g.batch * g.input_pixels(), g.channels * (1 + overlap(g)), carve.used()};
+    const int64_t overlap = g.overlap(0) * g.overlap(1) * g.overlap(2);
+    return {g.batch * g.input_pixels(), g.channels * (1 + overlap), Scratch(g, nullptr).bytes};
   }
 
-  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+  static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
+    if (a.narrow())
+      run_pixels<true>(a, Scratch(a.geometry, memory), begin, end);
+    else
+      run_pixels<false>(a, Scratch(a.geometry, memory), begin, end);
+  }
+
+  template <bool kNarrow>
+  static void run_pixels(const PoolArguments<T>& a, const Scratch& s, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const int64_t C = g.channels;
-    Pair* pairs = Carve(scratch).take<Pair>(overlap(g));
     Cursor at(g.input, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
-      const int64_t count = list(a, at, pairs);
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>) store(a.input + pixel * C + c, sum<false>(a, pairs, count, c, lanes<A>));
-      if (c < C) store_partial(a.input + pixel * C + c, sum<true>(a, pairs, count, c, C - c), C - c);
+    for (int64_t pixel = begin; pixel < end;) {
+      const int64_t rows = list_rows(g, at, s.rows), run = at.run(end - pixel);
+      Range over_w = g.windows_over(2, at.at[2]);
+      for (int64_t w = at.at[2]; w < at.at[2] + run; ++w, ++pixel) {
+        over_w = g.next_windows(2, w, over_w);
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; ++row)
+          for (int64_t ow = over_w.begin; ow < over_w.end; ++ow) {
+            const int64_t kw = g.tap_at(2, ow, w);
+            if (kw < 0) continue;
+            s.pairs[count++] = {(s.rows[row].first + ow) * C, static_cast<lane_int<A>>(s.rows[row].tap + kw)};
+          }
+        T* to = a.input + pixel * C;
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>) store(to + c, sum<kNarrow, false>(a, s.pairs, count, c, lanes<A>));
+        if (c < C) store_partial(to + c, sum<kNarrow, true>(a, s.pairs, count, c, C - c), C - c);
+      }
+      at.skip(run);
     }
   }
 
-  static int64_t list(const PoolArguments<T>& a, const Cursor& at, Pair* pairs) {
-    const PoolGeometry& g = a.geometry;
+  static int64_t list_rows(const PoolGeometry& g, const Cursor& at, Row* rows) {
     const Range over_d = g.windows_over(0, at.at[0]), over_h = g.windows_over(1, at.at[1]);
-    const Range over_w = g.windows_over(2, at.at[2]);
     int64_t count = 0;
-    for (int64_t od = over_d.begin; od < over_d.end; ++od) {
-      const int64_t kd = g.tap_at(0, od, at.at[0]);
-      if (kd < 0) continue;
+    for (int64_t od = over_d.begin; od < over_d.end; ++od)
       for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
-        const int64_t kh = g.tap_at(1, oh, at.at[1]);
-        if (kh < 0) continue;
-        const int64_t row = ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2];
-        for (int64_t ow = over_w.begin; ow < over_w.end; ++ow) {
-          const int64_t kw = g.tap_at(2, ow, at.at[2]);
-          const int64_t tap = (kd * g.kernel[1] + kh) * g.kernel[2] + kw;
-          if (kw >= 0) pairs[count++] = {(row + ow) * g.channels, static_cast<lane_int<A>>(tap)};
-        }
+        const int64_t kd = g.tap_at(0, od, at.at[0]), kh = g.tap_at(1, oh, at.at[1]);
+        if (kd < 0 || kh < 0) continue;
+        rows[count++] = {((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2],
+                         (kd * g.kernel[1] + kh) * g.kernel[2]};
       }
-    }
     return count;
   }
 
-  template <bool kPartial>
+  template <bool kNarrow, bool kPartial>
   CONVLAB_INLINE static vec<A> sum(const PoolArguments<T>& a, const Pair* pairs, int64_t count, int64_t c,
                                    int64_t channels) {
-    const bool narrow = a.narrow();
     vec<A> total = {};
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = pairs[i].output + c;
-      const vec_mask<A> hit = load_taps<A>(a.taps, narrow, from, kPartial ? channels : lanes<A>) == pairs[i].tap;
+      const vec_mask<A> hit = load_taps<A>(a.taps, kNarrow, from, kPartial ? channels : lanes<A>) == pairs[i].tap;
       const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
       total += hit ? grad : vec<A>{};
     }

@@ -56,7 +56,12 @@ struct Cursor {
     }
     ++outer;
   }
-  int64_t pixel() const { return (at[0] * size[1] + at[1]) * size[2] + at[2]; }
+  // The rest of this row, or what of it comes before `left` cells are used up.
+  int64_t run(int64_t left) const { return std::min(left, size[2] - at[2]); }
+  void skip(int64_t cells) {  // within a row
+    at[2] += cells - 1;
+    next();
+  }
 };
 
 template <class A, size_t... I>
@@ -82,13 +87,19 @@ void deal(const T* row, int64_t width, int64_t first, int64_t span, int64_t phas
   constexpr int64_t L = lanes<A>;
   const int64_t begin = std::clamp<int64_t>(-first, 0, span), end = std::clamp<int64_t>(width - first, begin, span);
   row += first;
-  const auto put = [&](int64_t u, A value) { piles[u % phases * room + u / phases] = value; };
+  const auto fill_outside = [=](int64_t from, int64_t to) {
+    if (from == to) return;
+    for (int64_t phase = from % phases, slot = from / phases; from < to; ++from) {
+      piles[phase * room + slot] = fill;
+      if (++phase == phases) phase = 0, ++slot;
+    }
+  };
   int64_t u = begin;
   if (phases == 1) {
     for (; u + L <= end; u += L) store(piles + u, load(row + u));
     if (u < end) store(piles + u, load_partial(row + u, end - u));
   } else if (phases == 2) {
-    if (u % 2 != 0 && u < end) put(u, to_accumulate(row[u])), ++u;
+    if (u % 2 != 0 && u < end) piles[room + u / 2] = to_accumulate(row[u]), ++u;
     for (; u < end; u += 2 * L) {
       const int64_t left = end - u;
       const vec<A> low = left >= L ? load(row + u) : load_partial(row + u, left);
@@ -107,8 +118,8 @@ void deal(const T* row, int64_t width, int64_t first, int64_t span, int64_t phas
       for (int64_t from = slot * phases + phase; from < end; from += phases) pile[slot++] = to_accumulate(row[from]);
     }
   }
-  for (int64_t outside = 0; outside < begin; ++outside) put(outside, fill);
-  for (int64_t outside = end; outside < span; ++outside) put(outside, fill);
+  fill_outside(0, begin);
+  fill_outside(end, span);
 }
 
 // The way back: row[first + u] = piles[...] for those u in [0, span) that lie inside [0, width).
