@@ -135,22 +135,24 @@ struct AverageBackwardRows {
     const int64_t grid[kMaxSpatial] = {chunks(g), g.input[0], g.input[1]};
     Range known = {-1, -1};
     Cursor at(grid, begin);
+    RowWindows over(g, at.at[1], at.at[2]);
     for (int64_t task = begin; task < end; ++task, at.next()) {
+      if (task > begin) over.next(g, at.at[1], at.at[2]);
       const int64_t column = at.at[0] * kPiece;
       T* row = a.input + ((at.outer * g.input[0] + at.at[1]) * g.input[1] + at.at[2]) * g.input[2];
       if (phases) {
         const int64_t stride = g.stride[2];
         const int64_t columns = std::min(kPiece, ceil_divide(g.input[2] + g.padding[2], stride) - column);
-        add_rows(a, s, at, {column - s.reach, column + columns}, known);
+        add_rows(a, s, at.outer, over, {column - s.reach, column + columns}, known);
         for (int64_t phase = 0; phase < stride; ++phase) shift(g, s, phase, columns);
         collect(s.piles, stride, s.room, column * stride - g.padding[2], columns * stride, row, g.input[2]);
       } else {
         const int64_t columns = std::min(kPiece, g.input[2] - column);
         std::fill_n(s.piles, columns, A{});
-        const Range over = {g.windows_over(2, column).begin, g.windows_over(2, column + columns - 1).end};
-        for (int64_t ow = over.begin; ow < over.end; ow += kPiece) {
-          const Range some = {ow, std::min(over.end, ow + kPiece)};
-          add_rows(a, s, at, some, known);
+        const Range over_w = {g.windows_over(2, column).begin, g.windows_over(2, column + columns - 1).end};
+        for (int64_t ow = over_w.begin; ow < over_w.end; ow += kPiece) {
+          const Range some = {ow, std::min(over_w.end, ow + kPiece)};
+          add_rows(a, s, at.outer, over, some, known);
           spread(g, s, some, {column, column + columns});
         }
         collect(s.piles, 1, s.room, 0, columns, row + column, columns);
@@ -159,7 +161,8 @@ struct AverageBackwardRows {
   }
 
   // grads[i] = sum over the windows (od, oh) above this row of grad[od, oh, wanted.begin + i] / divisor.
-  static void add_rows(const PoolArguments<T>& a, const Scratch& s, const Cursor& at, Range wanted, Range& known) {
+  static void add_rows(const PoolArguments<T>& a, const Scratch& s, int64_t plane, const RowWindows& over, Range wanted,
+                       Range& known) {
     const PoolGeometry& g = a.geometry;
     const int64_t begin = std::max<int64_t>(0, wanted.begin), end = std::min(wanted.end, g.output[2]);
     if (known.begin != wanted.begin || known.end != wanted.end) {
@@ -167,11 +170,10 @@ struct AverageBackwardRows {
       for (int64_t ow = begin; ow < end; ++ow) s.factors[ow - wanted.begin] = A(1) / static_cast<A>(g.divisor(2, ow));
       known = wanted;
     }
-    const Range over_d = g.windows_over(0, at.at[1]), over_h = g.windows_over(1, at.at[2]);
     bool first = true;
-    for (int64_t od = over_d.begin; od < over_d.end; ++od)
-      for (int64_t oh = over_h.begin; oh < over_h.end; ++oh, first = false) {
-        const T* row = a.output + ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2];
+    for (int64_t od = over.over_d.begin; od < over.over_d.end; ++od)
+      for (int64_t oh = over.over_h.begin; oh < over.over_h.end; ++oh, first = false) {
+        const T* row = a.output + ((plane * g.output[0] + od) * g.output[1] + oh) * g.output[2];
         const A factor = A(1) / static_cast<A>(g.divisor(0, od) * g.divisor(1, oh));
         for (int64_t ow = begin; ow < end; ow += lanes<A>) {
           const int64_t left = std::min<int64_t>(lanes<A>, end - ow);

@@ -75,6 +75,30 @@ CONVLAB_INLINE void zip(vec<A> even, vec<A> odd, vec<A>& low, vec<A>& high, std:
   high = __builtin_shufflevector(even, odd, (I / 2 + I % 2 * sizeof...(I) + sizeof...(I) / 2)...);
 }
 
+// Windows over the rows of the input, taken in order: divides at the start of a plane only.
+struct RowWindows {
+  Range over_d, over_h;
+
+  RowWindows(const PoolGeometry& g, int64_t d, int64_t h) { restart(g, d, h); }
+  void restart(const PoolGeometry& g, int64_t d, int64_t h) {
+    over_d = g.windows_over(0, d);
+    over_h = g.windows_over(1, h);
+  }
+  void next(const PoolGeometry& g, int64_t d, int64_t h) {
+    if (h == 0)
+      restart(g, d, h);
+    else
+      over_h = g.next_windows(1, h, over_h);
+  }
+};
+
+// A ring of at least `rows` rows, found by mask.
+constexpr int64_t ring_size(int64_t rows) {
+  int64_t size = 1;
+  while (size < rows) size *= 2;
+  return size;
+}
+
 // Elements that one phase of a row of `span` elements takes in scratch, with room for vectors that overhang.
 template <class A>
 constexpr int64_t phase_room(int64_t span, int64_t phases) {
