@@ -145,6 +145,13 @@ struct PoolGeometry {
     if (range.end > output[axis]) range.end = output[axis];
     return range;
   }
+  // The same, given that of i - 1, without dividing.
+  Range next_windows(int axis, int64_t i, Range range) const {
+    if (adaptive) return windows_over(axis, i);
+    while (range.end < output[axis] && start(axis, range.end) <= i) ++range.end;
+    while (range.begin < range.end && start(axis, range.begin) + span(axis) <= i) ++range.begin;
+    return range;
+  }
   int64_t tap_at(int axis, int64_t o, int64_t i) const {
     const int64_t distance = i - start(axis, o);
     if (dilation[axis] == 1) return distance;

@@ -34,32 +34,36 @@ struct AverageLast {
     const int64_t C = g.channels;
     const T** rows = Carve(scratch).take<const T*>(g.kernel[0] * g.kernel[1]);
     Cursor at(g.output, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
+    for (int64_t pixel = begin; pixel < end;) {
       const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
+      const int64_t d = g.start(0, at.at[0]), h = g.start(1, at.at[1]);
       int64_t count = 0;
       for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t row =
-              (at.outer * g.input[0] + g.start(0, at.at[0]) + kd) * g.input[1] + g.start(1, at.at[1]) + kh;
-          rows[count++] = a.input + (row * g.input[2] + g.start(2, at.at[2]) + in_w.begin) * C;
-        }
-      const vec<A> divide = broadcast(static_cast<A>(divisor(g, at.at)));
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>)
-        store(a.output + pixel * C + c, sum<false>(rows, count, in_w.size(), C, c, lanes<A>) / divide);
-      if (c < C)
-        store_partial(a.output + pixel * C + c, sum<true>(rows, count, in_w.size(), C, c, C - c) / divide, C - c);
+        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh)
+          rows[count++] = a.input + ((at.outer * g.input[0] + d + kd) * g.input[1] + h + kh) * g.input[2] * C;
+      const int64_t row_divisor = g.divisor(0, at.at[0]) * g.divisor(1, at.at[1]);
+      const int64_t run = at.run(end - pixel);
+      for (int64_t ow = at.at[2]; ow < at.at[2] + run; ++ow, ++pixel) {
+        const Range in_w = g.taps_inside(2, ow);
+        const int64_t w = (g.start(2, ow) + in_w.begin) * C;
+        const vec<A> divide = broadcast(static_cast<A>(row_divisor * g.divisor(2, ow)));
+        T* to = a.output + pixel * C;
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>)
+          store(to + c, sum<false>(rows, count, in_w.size(), C, w + c, lanes<A>) / divide);
+        if (c < C) store_partial(to + c, sum<true>(rows, count, in_w.size(), C, w + c, C - c) / divide, C - c);
+      }
+      at.skip(run);
     }
   }
 
   template <bool kPartial>
-  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t c,
+  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t from,
                                    int64_t channels) {
     constexpr int64_t kPiece = 256;
     vec<A> total = {};
     for (int64_t row = 0; row < count; ++row) {
-      const T* p = rows[row] + c;
+      const T* p = rows[row] + from;
       for (int64_t w = 0; w < width; w += kPiece) {
         const int64_t end = std::min(width, w + kPiece);
         vec<A> piece = {};
@@ -75,7 +79,7 @@ template <class T>
 struct AverageRows {
   using A = accumulate_t<T>;
   struct Scratch {
-    int64_t room, slots;
+    int64_t room, ring, slots;
     A *piles, *sums, *divisors;
     int64_t *tags, *offset;
     const A** rows;
@@ -83,7 +87,8 @@ struct AverageRows {
 
     Scratch(const PoolGeometry& g, void* memory) {
       Carve carve(memory);
-      slots = g.kernel[0] * g.kernel[1];
+      ring = ring_size(g.kernel[1]);
+      slots = g.kernel[0] * ring;
       room = phase_room<A>((std::min(g.output[2], kColumns) - 1) * g.stride[2] + g.span(2), g.stride[2]);
       piles = carve.take<A>(room * g.stride[2]);
       sums = carve.take<A>(slots * kColumns);
@@ -120,7 +125,7 @@ struct AverageRows {
       int64_t count = 0;
       for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
         for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t h = g.start(1, oh) + kh, slot = kd * g.kernel[1] + h % g.kernel[1];
+          const int64_t h = g.start(1, oh) + kh, slot = kd * s.ring + (h & (s.ring - 1));
           const int64_t row = (at.outer * g.input[0] + g.start(0, od) + kd) * g.input[1] + h;
           const int64_t tag = row * grid[0] + at.at[0];
           if (s.tags[slot] != tag) sum_width(a, s, a.input + row * g.input[2], column, columns, slot);
@@ -154,30 +159,72 @@ struct AverageRows {
   }
 };
 
-// channels_first, any window, one at a time.
+// channels_first, any window: rows are added over height and depth first, if the piece of them fits, and then each
+// window is summed along the width.
 template <class T>
 struct AverageWindows {
   using A = accumulate_t<T>;
+  struct Column {
+    int64_t start, width, divisor;
+  };
 
   static PoolPlan plan(const PoolArguments<T>& a) {
-    return {a.geometry.planes() * a.geometry.output_pixels(), a.geometry.taps(), 0};
+    const PoolGeometry& g = a.geometry;
+    Carve carve(nullptr);
+    carve.take<Column>(kColumns);
+    carve.take<A>(kMaxSpan);
+    const int64_t tasks = g.planes() * row_chunks(g.output[2]) * g.output[0] * g.output[1];
+    return {tasks, std::min(g.output[2], kColumns) * g.taps(), carve.used()};
   }
 
-  static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
+  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
-    Cursor at(g.output, begin);
-    for (int64_t index = begin; index < end; ++index, at.next()) {
-      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
-      A total = 0;
-      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t row =
-              (at.outer * g.input[0] + g.start(0, at.at[0]) + kd) * g.input[1] + g.start(1, at.at[1]) + kh;
-          total += sum(a.input + row * g.input[2] + g.start(2, at.at[2]) + in_w.begin, in_w.size());
+    Carve carve(scratch);
+    Column* columns = carve.take<Column>(kColumns);
+    A* sums = carve.take<A>(kMaxSpan);
+    const int64_t grid[kMaxSpatial] = {row_chunks(g.output[2]), g.output[0], g.output[1]};
+    int64_t known_chunk = -1;
+    Cursor at(grid, begin);
+    for (int64_t task = begin; task < end; ++task, at.next()) {
+      const int64_t first = at.at[0] * kColumns, count = std::min(kColumns, g.output[2] - first);
+      if (at.at[0] != known_chunk)
+        for (int64_t i = 0; i < count; ++i) {
+          const Range inside = g.taps_inside(2, first + i);
+          columns[i] = {g.start(2, first + i) + inside.begin, inside.size(), g.divisor(2, first + i)};
         }
-      a.output[index] = from_accumulate<T>(total / static_cast<A>(divisor(g, at.at)));
+      known_chunk = at.at[0];
+      const int64_t od = at.at[1], oh = at.at[2];
+      const Range in_d = g.taps_inside(0, od), in_h = g.taps_inside(1, oh);
+      const int64_t d = at.outer * g.input[0] + g.start(0, od), h = g.start(1, oh);
+      const auto row = [&](int64_t kd, int64_t kh) { return a.input + ((d + kd) * g.input[1] + h + kh) * g.input[2]; };
+      const int64_t row_divisor = g.divisor(0, od) * g.divisor(1, oh);
+      T* output = a.output + ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2] + first;
+      const int64_t left = columns[0].start, span = columns[count - 1].start + columns[count - 1].width - left;
+      const bool rows_first = count > 1 && span <= kMaxSpan;
+      if (rows_first) {
+        std::fill_n(sums, span, A{});
+        for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+          for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) add(row(kd, kh) + left, span, sums);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        A total = 0;
+        if (rows_first) {
+          total = AverageWindows<A>::sum(sums + columns[i].start - left, columns[i].width);
+        } else {
+          for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+            for (int64_t kh = in_h.begin; kh < in_h.end; ++kh)
+              total += sum(row(kd, kh) + columns[i].start, columns[i].width);
+        }
+        output[i] = from_accumulate<T>(total / static_cast<A>(row_divisor * columns[i].divisor));
+      }
     }
+  }
+
+  static void add(const T* p, int64_t count, A* sums) {
+    int64_t i = 0;
+    for (; i + lanes<A> <= count; i += lanes<A>) store(sums + i, load(sums + i) + load(p + i));
+    if (i < count)
+      store_partial(sums + i, load_partial(sums + i, count - i) + load_partial(p + i, count - i), count - i);
   }
 
   static A sum(const T* p, int64_t count) {

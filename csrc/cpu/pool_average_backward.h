@@ -12,43 +12,87 @@ struct AverageBackwardLast {
     int64_t output;
     A factor;
   };
+  struct Scratch {
+    Share *rows, *shares;
+    int64_t bytes;
+
+    Scratch(const PoolGeometry& g, void* memory) {
+      Carve carve(memory);
+      rows = carve.take<Share>(g.overlap(0) * g.overlap(1));
+      shares = carve.take<Share>(g.overlap(0) * g.overlap(1) * g.overlap(2));
+      bytes = carve.used();
+    }
+  };
 
   static bool fits(const PoolArguments<T>& a) { return a.layout == Layout::channels_last; }
-  static int64_t overlap(const PoolGeometry& g) { return g.overlap(0) * g.overlap(1) * g.overlap(2); }
   static PoolPlan plan(const PoolArguments<T>& a) {
     const PoolGeometry& g = a.geometry;
-    Carve carve(nullptr);
-    carve.take<Share>(overlap(g));
-    return {g.batch * g.input_pixels(), g.channels * (1 + overlap(g)), carve.used()};
+    const int64_t overlap = g.overlap(0) * g.overlap(1) * g.overlap(2);
+    return {g.batch * g.input_pixels(), g.channels * (1 + overlap), Scratch(g, nullptr).bytes};
   }
 
-  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+  static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const int64_t C = g.channels;
-    Share* shares = Carve(scratch).take<Share>(overlap(g));
+    const Scratch s(g, memory);
     Cursor at(g.input, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
+    for (int64_t pixel = begin; pixel < end;) {
       const Range over_d = g.windows_over(0, at.at[0]), over_h = g.windows_over(1, at.at[1]);
-      const Range over_w = g.windows_over(2, at.at[2]);
-      int64_t count = 0, o[kMaxSpatial];
-      for (o[0] = over_d.begin; o[0] < over_d.end; ++o[0])
-        for (o[1] = over_h.begin; o[1] < over_h.end; ++o[1])
-          for (o[2] = over_w.begin; o[2] < over_w.end; ++o[2]) {
-            const int64_t output = ((at.outer * g.output[0] + o[0]) * g.output[1] + o[1]) * g.output[2] + o[2];
-            shares[count++] = {output * C, A(1) / static_cast<A>(divisor(g, o))};
-          }
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>) {
-        vec<A> total = {};
-        for (int64_t i = 0; i < count; ++i) total += load(a.output + shares[i].output + c) * shares[i].factor;
-        store(a.input + pixel * C + c, total);
+      int64_t rows = 0;
+      for (int64_t od = over_d.begin; od < over_d.end; ++od)
+        for (int64_t oh = over_h.begin; oh < over_h.end; ++oh)
+          s.rows[rows++] = {((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2],
+                            static_cast<A>(g.divisor(0, od) * g.divisor(1, oh))};
+      const int64_t run = at.run(end - pixel);
+      Range over_w = g.windows_over(2, at.at[2]);
+      for (int64_t w = at.at[2]; w < at.at[2] + run; ++w, ++pixel) {
+        over_w = g.next_windows(2, w, over_w);
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; ++row)
+          for (int64_t ow = over_w.begin; ow < over_w.end; ++ow)
+            s.shares[count++] = {(s.rows[row].output + ow) * C,
+                                 A(1) / (s.rows[row].factor * static_cast<A>(g.divisor(2, ow)))};
+        T* to = a.input + pixel * C;
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>) store(to + c, sum<false>(a, s.shares, count, c, lanes<A>));
+        if (c < C) store_partial(to + c, sum<true>(a, s.shares, count, c, C - c), C - c);
       }
-      if (c < C) {
-        vec<A> total = {};
-        for (int64_t i = 0; i < count; ++i)
-          total += load_partial(a.output + shares[i].output + c, C - c) * shares[i].factor;
-        store_partial(a.input + pixel * C + c, total, C - c);
-      }
+      at.skip(run);
+    }
+  }
+
+  template <bool kPartial>
+  CONVLAB_INLINE static vec<A> sum(const PoolArguments<T>& a, const Share* shares, int64_t count, int64_t c,
+                                   int64_t channels) {
+    vec<A> total = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const T* p = a.output + shares[i].output + c;
+      total += (kPartial ? load_partial(p, channels) : load(p)) * shares[i].factor;
+    }
+    return total;
+  }
+};
+
+// channels_first and one window, as global averages have: every plane is one value.
+template <class T>
+struct AverageBackwardGlobal {
+  using A = accumulate_t<T>;
+
+  static bool fits(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    return a.layout == Layout::channels_first && g.output_pixels() == 1 && g.kernel[2] == g.input_pixels();
+  }
+  static PoolPlan plan(const PoolArguments<T>& a) { return {a.geometry.planes(), a.geometry.input_pixels(), 0}; }
+  static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
+    const PoolGeometry& g = a.geometry;
+    const int64_t pixels = g.input_pixels(), first[kMaxSpatial] = {0, 0, 0};
+    const A factor = A(1) / static_cast<A>(divisor(g, first));
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const vec<A> share = broadcast(to_accumulate(a.output[plane]) * factor);
+      T* p = a.input + plane * pixels;
+      int64_t i = 0;
+      for (; i + lanes<A> <= pixels; i += lanes<A>) store(p + i, share);
+      if (i < pixels) store_partial(p + i, share, pixels - i);
     }
   }
 };
@@ -91,22 +135,24 @@ struct AverageBackwardRows {
     const int64_t grid[kMaxSpatial] = {chunks(g), g.input[0], g.input[1]};
     Range known = {-1, -1};
     Cursor at(grid, begin);
+    RowWindows over(g, at.at[1], at.at[2]);
     for (int64_t task = begin; task < end; ++task, at.next()) {
+      if (task > begin) over.next(g, at.at[1], at.at[2]);
       const int64_t column = at.at[0] * kPiece;
       T* row = a.input + ((at.outer * g.input[0] + at.at[1]) * g.input[1] + at.at[2]) * g.input[2];
       if (phases) {
         const int64_t stride = g.stride[2];
         const int64_t columns = std::min(kPiece, ceil_divide(g.input[2] + g.padding[2], stride) - column);
-        add_rows(a, s, at, {column - s.reach, column + columns}, known);
+        add_rows(a, s, at.outer, over, {column - s.reach, column + columns}, known);
         for (int64_t phase = 0; phase < stride; ++phase) shift(g, s, phase, columns);
         collect(s.piles, stride, s.room, column * stride - g.padding[2], columns * stride, row, g.input[2]);
       } else {
         const int64_t columns = std::min(kPiece, g.input[2] - column);
         std::fill_n(s.piles, columns, A{});
-        const Range over = {g.windows_over(2, column).begin, g.windows_over(2, column + columns - 1).end};
-        for (int64_t ow = over.begin; ow < over.end; ow += kPiece) {
-          const Range some = {ow, std::min(over.end, ow + kPiece)};
-          add_rows(a, s, at, some, known);
+        const Range over_w = {g.windows_over(2, column).begin, g.windows_over(2, column + columns - 1).end};
+        for (int64_t ow = over_w.begin; ow < over_w.end; ow += kPiece) {
+          const Range some = {ow, std::min(over_w.end, ow + kPiece)};
+          add_rows(a, s, at.outer, over, some, known);
           spread(g, s, some, {column, column + columns});
         }
         collect(s.piles, 1, s.room, 0, columns, row + column, columns);
@@ -115,7 +161,8 @@ struct AverageBackwardRows {
   }
 
   // grads[i] = sum over the windows (od, oh) above this row of grad[od, oh, wanted.begin + i] / divisor.
-  static void add_rows(const PoolArguments<T>& a, const Scratch& s, const Cursor& at, Range wanted, Range& known) {
+  static void add_rows(const PoolArguments<T>& a, const Scratch& s, int64_t plane, const RowWindows& over, Range wanted,
+                       Range& known) {
     const PoolGeometry& g = a.geometry;
     const int64_t begin = std::max<int64_t>(0, wanted.begin), end = std::min(wanted.end, g.output[2]);
     if (known.begin != wanted.begin || known.end != wanted.end) {
@@ -123,11 +170,10 @@ struct AverageBackwardRows {
       for (int64_t ow = begin; ow < end; ++ow) s.factors[ow - wanted.begin] = A(1) / static_cast<A>(g.divisor(2, ow));
       known = wanted;
     }
-    const Range over_d = g.windows_over(0, at.at[1]), over_h = g.windows_over(1, at.at[2]);
     bool first = true;
-    for (int64_t od = over_d.begin; od < over_d.end; ++od)
-      for (int64_t oh = over_h.begin; oh < over_h.end; ++oh, first = false) {
-        const T* row = a.output + ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2];
+    for (int64_t od = over.over_d.begin; od < over.over_d.end; ++od)
+      for (int64_t oh = over.over_h.begin; oh < over.over_h.end; ++oh, first = false) {
+        const T* row = a.output + ((plane * g.output[0] + od) * g.output[1] + oh) * g.output[2];
         const A factor = A(1) / static_cast<A>(g.divisor(0, od) * g.divisor(1, oh));
         for (int64_t ow = begin; ow < end; ow += lanes<A>) {
           const int64_t left = std::min<int64_t>(lanes<A>, end - ow);
@@ -167,10 +213,13 @@ struct AverageBackwardRows {
 template <class T>
 struct AverageBackward {
   static PoolPlan plan(const PoolArguments<T>& a) {
-    return AverageBackwardLast<T>::fits(a) ? AverageBackwardLast<T>::plan(a) : AverageBackwardRows<T>::plan(a);
+    if (AverageBackwardLast<T>::fits(a)) return AverageBackwardLast<T>::plan(a);
+    if (AverageBackwardGlobal<T>::fits(a)) return AverageBackwardGlobal<T>::plan(a);
+    return AverageBackwardRows<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     if (AverageBackwardLast<T>::fits(a)) return AverageBackwardLast<T>::run(a, scratch, begin, end);
+    if (AverageBackwardGlobal<T>::fits(a)) return AverageBackwardGlobal<T>::run(a, scratch, begin, end);
     AverageBackwardRows<T>::run(a, scratch, begin, end);
   }
 };

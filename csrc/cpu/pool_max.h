@@ -45,47 +45,62 @@ struct MaxLast {
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const int64_t C = g.channels;
+    const int64_t step = g.dilation[2] * C;
     Row* rows = Carve(scratch).take<Row>(g.kernel[0] * g.kernel[1]);
     Cursor at(g.output, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
-      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
-      const T* image = a.input + at.outer * g.input_pixels() * C;
-      const int64_t w = g.start(2, at.at[2]) + in_w.begin * g.dilation[2];
-      int64_t count = 0;
-      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t d = g.start(0, at.at[0]) + kd * g.dilation[0], h = g.start(1, at.at[1]) + kh * g.dilation[1];
-          rows[count++] = {image + ((d * g.input[1] + h) * g.input[2] + w) * C,
-                           (kd * g.kernel[1] + kh) * g.kernel[2] + in_w.begin};
-        }
-      const int64_t step = g.dilation[2] * C;
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>) window<false>(a, rows, count, in_w.size(), step, pixel * C, c, lanes<A>);
-      if (c < C) window<true>(a, rows, count, in_w.size(), step, pixel * C, c, C - c);
+    for (int64_t pixel = begin; pixel < end;) {
+      const int64_t count = list(a, at, rows), run = at.run(end - pixel);
+      for (int64_t ow = at.at[2]; ow < at.at[2] + run; ++ow, ++pixel) {
+        const Range in_w = g.taps_inside(2, ow);
+        const int64_t w = (g.start(2, ow) + in_w.begin * g.dilation[2]) * C;
+        const auto pool = [&](auto partial, int64_t c, int64_t channels) {
+          window<partial>(a, rows, count, w + c, in_w, step, pixel * C + c, channels);
+        };
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>) pool(std::false_type{}, c, lanes<A>);
+        if (c < C) pool(std::true_type{}, c, C - c);
+      }
+      at.skip(run);
     }
   }
 
+  // The rows of the input under a row of the output.
+  static int64_t list(const PoolArguments<T>& a, const Cursor& at, Row* rows) {
+    const PoolGeometry& g = a.geometry;
+    const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
+    const int64_t first_d = g.start(0, at.at[0]), first_h = g.start(1, at.at[1]);
+    int64_t count = 0;
+    for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+      for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+        const int64_t d = first_d + kd * g.dilation[0], h = first_h + kh * g.dilation[1];
+        const int64_t row = (at.outer * g.input[0] + d) * g.input[1] + h;
+        rows[count++] = {a.input + row * g.input[2] * g.channels, (kd * g.kernel[1] + kh) * g.kernel[2]};
+      }
+    return count;
+  }
+
   template <bool kPartial>
-  CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t width,
-                                    int64_t step, int64_t output, int64_t c, int64_t channels) {
+  CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t from, Range taps,
+                                    int64_t step, int64_t to, int64_t channels) {
     const auto fetch = [&](const T* p) {
       if constexpr (kPartial)
         return load_partial(p, channels);
       else
         return load(p);
     };
-    Best<A> best = {fetch(rows[0].first + c), vec_mask<A>{} + static_cast<lane_int<A>>(rows[0].tap)};
+    const auto tap_of = [&](const Row& row) { return vec_mask<A>{} + static_cast<lane_int<A>>(row.tap + taps.begin); };
+    Best<A> best = {fetch(rows[0].first + from), tap_of(rows[0])};
     for (int64_t row = 0; row < count; ++row) {
-      const T* p = rows[row].first + c;
-      vec_mask<A> tap = vec_mask<A>{} + static_cast<lane_int<A>>(rows[row].tap);
-      for (int64_t kw = 0; kw < width; ++kw, p += step, tap += 1) best.template consider<kTaps>(fetch(p), tap);
+      const T* p = rows[row].first + from;
+      vec_mask<A> tap = tap_of(rows[row]);
+      for (int64_t kw = taps.begin; kw < taps.end; ++kw, p += step, tap += 1)
+        best.template consider<kTaps>(fetch(p), tap);
     }
     if constexpr (kPartial)
-      store_partial(a.output + output + c, best.value, channels);
+      store_partial(a.output + to, best.value, channels);
     else
-      store(a.output + output + c, best.value);
-    if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), output + c, best.tap, channels);
+      store(a.output + to, best.value);
+    if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), to, best.tap, channels);
   }
 };
 
@@ -99,7 +114,7 @@ struct MaxRows {
     int64_t first_tap;
   };
   struct Scratch {
-    int64_t room, columns, slots;
+    int64_t room, columns, ring, slots;
     A *piles, *values;
     Int *winners, *first_inside;
     int64_t *tags, *offset;
@@ -109,7 +124,8 @@ struct MaxRows {
     Scratch(const PoolGeometry& g, void* memory) {
       Carve carve(memory);
       columns = std::min(g.output[2], kColumns);
-      slots = g.kernel[0] * g.span(1);
+      ring = ring_size(g.span(1));
+      slots = g.kernel[0] * ring;
       room = phase_room<A>((columns - 1) * g.stride[2] + g.span(2), g.stride[2]);
       piles = carve.take<A>(room * g.stride[2]);
       values = carve.take<A>(slots * kColumns);
@@ -152,7 +168,7 @@ struct MaxRows {
       for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
         for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
           const int64_t d = g.start(0, od) + kd * g.dilation[0], h = g.start(1, oh) + kh * g.dilation[1];
-          const int64_t slot = kd * g.span(1) + h % g.span(1);
+          const int64_t slot = kd * s.ring + (h & (s.ring - 1));
           const int64_t row = (at.outer * g.input[0] + d) * g.input[1] + h;
           const int64_t tag = row * grid[0] + at.at[0];
           if (s.tags[slot] != tag) reduce_width(a, s, a.input + row * g.input[2], column, columns, slot);
@@ -201,38 +217,60 @@ struct MaxRows {
   }
 };
 
-// The general case, in either layout.
+// The general case, in either layout: a task is a piece of one row of the output of one channel.
 template <class T>
 struct MaxWindows {
   using A = accumulate_t<T>;
   static constexpr int64_t kPiece = 256;  // taps between two looks at whether the maximum has changed
+  struct Column {
+    int64_t start;
+    Range inside;
+  };
 
   static PoolPlan plan(const PoolArguments<T>& a) {
-    return {a.geometry.planes() * a.geometry.output_pixels(), a.geometry.taps(), 0};
+    const PoolGeometry& g = a.geometry;
+    Carve carve(nullptr);
+    carve.take<Column>(kColumns);
+    const int64_t tasks = g.planes() * row_chunks(g.output[2]) * g.output[0] * g.output[1];
+    return {tasks, std::min(g.output[2], kColumns) * g.taps(), carve.used()};
   }
 
-  static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
+  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const bool last = a.layout == Layout::channels_last;
     const int64_t pixel_stride = last ? g.channels : 1;
-    for (int64_t index = begin; index < end; ++index) {
-      const Cursor at(g.output, last ? index / g.channels : index);
-      const T* plane = a.input + at.outer * g.input_pixels() * pixel_stride + (last ? index % g.channels : 0);
-      const Range in_d = g.taps_inside(0, at.at[0]), in_h = g.taps_inside(1, at.at[1]);
-      const Range in_w = g.taps_inside(2, at.at[2]);
-      A best = lowest<A>;
-      int64_t tap = -1;
-      for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
-        for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
-          const int64_t d = g.start(0, at.at[0]) + kd * g.dilation[0], h = g.start(1, at.at[1]) + kh * g.dilation[1];
-          const int64_t row_tap = (kd * g.kernel[1] + kh) * g.kernel[2];
-          const T* row = plane + ((d * g.input[1] + h) * g.input[2] + g.start(2, at.at[2])) * pixel_stride;
-          const int64_t step = g.dilation[2] * pixel_stride;
-          for (int64_t kw = in_w.begin; kw < in_w.end; kw += kPiece)
-            search(row + kw * step, std::min(kPiece, in_w.end - kw), step, row_tap + kw, best, tap);
-        }
-      a.output[index] = from_accumulate<T>(best);
-      if (a.taps != nullptr) write_tap(a.taps, a.narrow(), index, tap);
+    Column* columns = Carve(scratch).take<Column>(kColumns);
+    const int64_t grid[kMaxSpatial] = {row_chunks(g.output[2]), g.output[0], g.output[1]};
+    int64_t known_chunk = -1;
+    Cursor at(grid, begin);
+    for (int64_t task = begin; task < end; ++task, at.next()) {
+      const int64_t first = at.at[0] * kColumns, count = std::min(kColumns, g.output[2] - first);
+      const int64_t od = at.at[1], oh = at.at[2];
+      if (at.at[0] != known_chunk)
+        for (int64_t i = 0; i < count; ++i) columns[i] = {g.start(2, first + i), g.taps_inside(2, first + i)};
+      known_chunk = at.at[0];
+      const auto plane = [&](int64_t pixels) {
+        return last ? at.outer / g.channels * pixels * g.channels + at.outer % g.channels : at.outer * pixels;
+      };
+      const Range in_d = g.taps_inside(0, od), in_h = g.taps_inside(1, oh);
+      const int64_t d = g.start(0, od), h = g.start(1, oh), step = g.dilation[2] * pixel_stride;
+      const T* input = a.input + plane(g.input_pixels());
+      int64_t to = plane(g.output_pixels()) + ((od * g.output[1] + oh) * g.output[2] + first) * pixel_stride;
+      for (int64_t i = 0; i < count; ++i, to += pixel_stride) {
+        const Range in_w = columns[i].inside;
+        A best = lowest<A>;
+        int64_t tap = -1;
+        for (int64_t kd = in_d.begin; kd < in_d.end; ++kd)
+          for (int64_t kh = in_h.begin; kh < in_h.end; ++kh) {
+            const int64_t row = (d + kd * g.dilation[0]) * g.input[1] + h + kh * g.dilation[1];
+            const T* p = input + (row * g.input[2] + columns[i].start) * pixel_stride;
+            const int64_t row_tap = (kd * g.kernel[1] + kh) * g.kernel[2];
+            for (int64_t kw = in_w.begin; kw < in_w.end; kw += kPiece)
+              search(p + kw * step, std::min(kPiece, in_w.end - kw), step, row_tap + kw, best, tap);
+          }
+        a.output[to] = from_accumulate<T>(best);
+        if (a.taps != nullptr) write_tap(a.taps, a.narrow(), to, tap);
+      }
     }
   }
 

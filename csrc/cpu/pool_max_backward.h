@@ -1,10 +1,11 @@
 // Max pooling, backward, and its companions that follow taps: gather and indices.
 //
-// Idea: every input element sums the outputs whose tap names it. Nothing is scattered across tasks, so there are no
+// Idea: every input element sums the outputs whose tap names it. No two tasks write the same element, so there are no
 // atomics and the order of the sums is fixed. By layout:
 // - channels_last: list the (output, tap) pairs that can name a pixel, compare a vector of channels with each.
 // - channels_first: rows of output gradients and taps, padded, in a ring; each phase of an input row is a sum of
 //   masked, shifted rows, and the phases are dealt back together.
+// - small planes under many windows, and adaptive ones: outputs add to their winners in a private copy of the plane.
 // - otherwise: each row of the input scans the windows over it.
 // Cost: one comparison per window over an input element. Limits: see by_rows().
 #pragma once
@@ -12,68 +13,97 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
+// Of the pixel of a tap from that of tap 0, in a plane of the input.
+inline int64_t tap_distance(const PoolGeometry& g, int64_t tap) {
+  const int64_t kw = tap % g.kernel[2], kh = tap / g.kernel[2] % g.kernel[1], kd = tap / g.kernel[2] / g.kernel[1];
+  return (kd * g.dilation[0] * g.input[1] + kh * g.dilation[1]) * g.input[2] + kw * g.dilation[2];
+}
+
 template <class T>
 struct MaxBackwardLast {
   using A = accumulate_t<T>;
+  struct Row {  // of the output, above a row of the input
+    int64_t first, tap;
+  };
   struct Pair {
     int64_t output;
     lane_int<A> tap;
+  };
+  struct Scratch {
+    Row* rows;
+    Pair* pairs;
+    int64_t bytes;
+
+    Scratch(const PoolGeometry& g, void* memory) {
+      Carve carve(memory);
+      rows = carve.take<Row>(g.overlap(0) * g.overlap(1));
+      pairs = carve.take<Pair>(g.overlap(0) * g.overlap(1) * g.overlap(2));
+      bytes = carve.used();
+    }
   };
 
   static bool fits(const PoolArguments<T>& a) {
     return a.layout == Layout::channels_last && taps_fit_lanes(a.geometry);
   }
-  static int64_t overlap(const PoolGeometry& g) { return g.overlap(0) * g.overlap(1) * g.overlap(2); }
   static PoolPlan plan(const PoolArguments<T>& a) {
     const PoolGeometry& g = a.geometry;
-    Carve carve(nullptr);
-    carve.take<Pair>(overlap(g));
-    return {g.batch * g.input_pixels(), g.channels * (1 + overlap(g)), carve.used()};
+    const int64_t overlap = g.overlap(0) * g.overlap(1) * g.overlap(2);
+    return {g.batch * g.input_pixels(), g.channels * (1 + overlap), Scratch(g, nullptr).bytes};
   }
 
-  static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+  static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
+    if (a.narrow())
+      run_pixels<true>(a, Scratch(a.geometry, memory), begin, end);
+    else
+      run_pixels<false>(a, Scratch(a.geometry, memory), begin, end);
+  }
+
+  template <bool kNarrow>
+  static void run_pixels(const PoolArguments<T>& a, const Scratch& s, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
     const int64_t C = g.channels;
-    Pair* pairs = Carve(scratch).take<Pair>(overlap(g));
     Cursor at(g.input, begin);
-    for (int64_t pixel = begin; pixel < end; ++pixel, at.next()) {
-      const int64_t count = list(a, at, pairs);
-      int64_t c = 0;
-      for (; c + lanes<A> <= C; c += lanes<A>) store(a.input + pixel * C + c, sum<false>(a, pairs, count, c, lanes<A>));
-      if (c < C) store_partial(a.input + pixel * C + c, sum<true>(a, pairs, count, c, C - c), C - c);
+    for (int64_t pixel = begin; pixel < end;) {
+      const int64_t rows = list_rows(g, at, s.rows), run = at.run(end - pixel);
+      Range over_w = g.windows_over(2, at.at[2]);
+      for (int64_t w = at.at[2]; w < at.at[2] + run; ++w, ++pixel) {
+        over_w = g.next_windows(2, w, over_w);
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; ++row)
+          for (int64_t ow = over_w.begin; ow < over_w.end; ++ow) {
+            const int64_t kw = g.tap_at(2, ow, w);
+            if (kw < 0) continue;
+            s.pairs[count++] = {(s.rows[row].first + ow) * C, static_cast<lane_int<A>>(s.rows[row].tap + kw)};
+          }
+        T* to = a.input + pixel * C;
+        int64_t c = 0;
+        for (; c + lanes<A> <= C; c += lanes<A>) store(to + c, sum<kNarrow, false>(a, s.pairs, count, c, lanes<A>));
+        if (c < C) store_partial(to + c, sum<kNarrow, true>(a, s.pairs, count, c, C - c), C - c);
+      }
+      at.skip(run);
     }
   }
 
-  static int64_t list(const PoolArguments<T>& a, const Cursor& at, Pair* pairs) {
-    const PoolGeometry& g = a.geometry;
+  static int64_t list_rows(const PoolGeometry& g, const Cursor& at, Row* rows) {
     const Range over_d = g.windows_over(0, at.at[0]), over_h = g.windows_over(1, at.at[1]);
-    const Range over_w = g.windows_over(2, at.at[2]);
     int64_t count = 0;
-    for (int64_t od = over_d.begin; od < over_d.end; ++od) {
-      const int64_t kd = g.tap_at(0, od, at.at[0]);
-      if (kd < 0) continue;
+    for (int64_t od = over_d.begin; od < over_d.end; ++od)
       for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
-        const int64_t kh = g.tap_at(1, oh, at.at[1]);
-        if (kh < 0) continue;
-        const int64_t row = ((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2];
-        for (int64_t ow = over_w.begin; ow < over_w.end; ++ow) {
-          const int64_t kw = g.tap_at(2, ow, at.at[2]);
-          const int64_t tap = (kd * g.kernel[1] + kh) * g.kernel[2] + kw;
-          if (kw >= 0) pairs[count++] = {(row + ow) * g.channels, static_cast<lane_int<A>>(tap)};
-        }
+        const int64_t kd = g.tap_at(0, od, at.at[0]), kh = g.tap_at(1, oh, at.at[1]);
+        if (kd < 0 || kh < 0) continue;
+        rows[count++] = {((at.outer * g.output[0] + od) * g.output[1] + oh) * g.output[2],
+                         (kd * g.kernel[1] + kh) * g.kernel[2]};
       }
-    }
     return count;
   }
 
-  template <bool kPartial>
+  template <bool kNarrow, bool kPartial>
   CONVLAB_INLINE static vec<A> sum(const PoolArguments<T>& a, const Pair* pairs, int64_t count, int64_t c,
                                    int64_t channels) {
-    const bool narrow = a.narrow();
     vec<A> total = {};
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = pairs[i].output + c;
-      const vec_mask<A> hit = load_taps<A>(a.taps, narrow, from, kPartial ? channels : lanes<A>) == pairs[i].tap;
+      const vec_mask<A> hit = load_taps<A>(a.taps, kNarrow, from, kPartial ? channels : lanes<A>) == pairs[i].tap;
       const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
       total += hit ? grad : vec<A>{};
     }
@@ -97,7 +127,7 @@ struct MaxBackwardRows {
   // Positions of an input row are counted from the start of window 0: position u = w + padding is dealt to phase
   // u % stride, place u / stride, and tap kw of window `place - kw * dilation / stride` meets it there.
   struct Scratch {
-    int64_t room, reach, slots;
+    int64_t room, reach, ring_d, ring_h, slots;
     A *piles, *grads;
     Int* taps;
     int64_t *tags, *phase_end;
@@ -108,7 +138,9 @@ struct MaxBackwardRows {
     Scratch(const PoolGeometry& g, void* memory) {
       Carve carve(memory);
       reach = (g.span(2) - 1) / g.stride[2];
-      slots = g.overlap(0) * g.overlap(1);
+      ring_d = ring_size(g.overlap(0));
+      ring_h = ring_size(g.overlap(1));
+      slots = ring_d * ring_h;
       room = phase_room<A>(kColumns + reach, 1);
       piles = carve.take<A>(phase_room<A>(kColumns, 1) * g.stride[2]);
       grads = carve.take<A>(slots * room);
@@ -144,17 +176,19 @@ struct MaxBackwardRows {
       s.phase_end[phase] = steps;
     }
     const int64_t grid[kMaxSpatial] = {chunks(g), g.input[0], g.input[1]};
+    const int64_t places = ceil_divide(g.input[2] + g.padding[2], stride);
     Cursor at(grid, begin);
+    RowWindows over(g, at.at[1], at.at[2]);
     for (int64_t task = begin; task < end; ++task, at.next()) {
       const int64_t column = at.at[0] * kColumns, d = at.at[1], h = at.at[2];
-      const int64_t columns = std::min(kColumns, ceil_divide(g.input[2] + g.padding[2], stride) - column);
-      const Range over_d = g.windows_over(0, d), over_h = g.windows_over(1, h);
+      const int64_t columns = std::min(kColumns, places - column);
+      if (task > begin) over.next(g, d, h);
       int64_t count = 0;
-      for (int64_t od = over_d.begin; od < over_d.end; ++od)
-        for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
+      for (int64_t od = over.over_d.begin; od < over.over_d.end; ++od)
+        for (int64_t oh = over.over_h.begin; oh < over.over_h.end; ++oh) {
           const int64_t kd = g.tap_at(0, od, d), kh = g.tap_at(1, oh, h);
           if (kd < 0 || kh < 0) continue;
-          const int64_t slot = od % g.overlap(0) * g.overlap(1) + oh % g.overlap(1);
+          const int64_t slot = (od & (s.ring_d - 1)) * s.ring_h + (oh & (s.ring_h - 1));
           const int64_t row = (at.outer * g.output[0] + od) * g.output[1] + oh;
           const int64_t tag = row * grid[0] + at.at[0];
           if (s.tags[slot] != tag) fetch(a, s, row * g.output[2], column, columns, slot);
@@ -196,6 +230,87 @@ struct MaxBackwardRows {
         store(pile + place, total);
       }
     }
+  }
+};
+
+// Small planes whose windows overlap a lot, or unevenly: outputs add to their winners in a copy of the plane in
+// scratch, which one task owns. channels_last takes a vector's worth of channels at a time, so that lines are used up.
+template <class T>
+struct MaxBackwardScatter {
+  using A = accumulate_t<T>;
+  static constexpr int64_t kMaxElements = 1 << 16;
+  static constexpr int64_t kWorthwhileOverlap = 9;  // windows over one input; measured on 3x3, stride 1
+  struct Scratch {
+    A* sums;
+    int64_t *distance, *start[kMaxSpatial];
+    int64_t bytes;
+
+    Scratch(const PoolGeometry& g, int64_t block, void* memory) {
+      Carve carve(memory);
+      sums = carve.take<A>(g.input_pixels() * block);
+      distance = carve.take<int64_t>(kNarrowTaps + 1);
+      for (int axis = 0; axis < kMaxSpatial; ++axis) start[axis] = carve.take<int64_t>(g.output[axis]);
+      bytes = carve.used();
+    }
+  };
+
+  static int64_t block(const PoolArguments<T>& a) { return a.layout == Layout::channels_last ? lanes<A> : 1; }
+  static bool fits(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    if (!a.narrow() || std::max(g.input_pixels(), g.output_pixels()) * block(a) > kMaxElements) return false;
+    if (g.overlap(0) * g.overlap(1) * g.overlap(2) >= kWorthwhileOverlap) return true;
+    return a.layout == Layout::channels_first && (!by_rows(g) || g.output[2] < 2 * lanes<A>);
+  }
+  static PoolPlan plan(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    const int64_t cost = (g.input_pixels() + 4 * g.output_pixels()) * block(a);
+    return {g.batch * ceil_divide(g.channels, block(a)), cost, Scratch(g, block(a), nullptr).bytes};
+  }
+
+  static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
+    const PoolGeometry& g = a.geometry;
+    const Scratch s(g, block(a), memory);
+    for (int axis = 0; axis < kMaxSpatial; ++axis)
+      for (int64_t o = 0; o < g.output[axis]; ++o) s.start[axis][o] = g.start(axis, o);
+    for (int64_t tap = 0; tap < g.taps(); ++tap) s.distance[tap] = tap_distance(g, tap);
+    const int64_t blocks = ceil_divide(g.channels, block(a)), C = g.channels;
+    for (int64_t task = begin; task < end; ++task) {
+      if (a.layout == Layout::channels_first) {
+        add<1>(a, s, task * g.output_pixels(), 1, 1);
+        copy<1>(s.sums, g.input_pixels(), a.input + task * g.input_pixels(), 1, 1);
+      } else {
+        const int64_t image = task / blocks, c = task % blocks * lanes<A>;
+        const int64_t channels = std::min<int64_t>(lanes<A>, C - c);
+        add<lanes<A>>(a, s, image * g.output_pixels() * C + c, C, channels);
+        copy<lanes<A>>(s.sums, g.input_pixels(), a.input + image * g.input_pixels() * C + c, C, channels);
+      }
+    }
+  }
+
+  template <int64_t kBlock>
+  static void add(const PoolArguments<T>& a, const Scratch& s, int64_t from, int64_t step, int64_t channels) {
+    const PoolGeometry& g = a.geometry;
+    std::fill_n(s.sums, g.input_pixels() * kBlock, A{});
+    const uint8_t* taps = static_cast<const uint8_t*>(a.taps);
+    for (int64_t od = 0; od < g.output[0]; ++od)
+      for (int64_t oh = 0; oh < g.output[1]; ++oh) {
+        const int64_t row = (s.start[0][od] * g.input[1] + s.start[1][oh]) * g.input[2];
+        for (int64_t ow = 0; ow < g.output[2]; ++ow, from += step)
+          for (int64_t c = 0; c < (kBlock == 1 ? 1 : channels); ++c) {
+            const uint8_t tap = taps[from + c];
+            if (tap == kNarrowTaps) continue;
+            s.sums[(row + s.start[2][ow] + s.distance[tap]) * kBlock + c] += to_accumulate(a.output[from + c]);
+          }
+      }
+  }
+
+  template <int64_t kBlock>
+  static void copy(const A* sums, int64_t pixels, T* to, int64_t step, int64_t channels) {
+    if constexpr (kBlock == 1)
+      collect(sums, 1, 0, 0, pixels, to, pixels);
+    else
+      for (int64_t pixel = 0; pixel < pixels; ++pixel)
+        store_partial(to + pixel * step, load(sums + pixel * kBlock), channels);
   }
 };
 
@@ -251,11 +366,13 @@ struct MaxBackwardScan {
 template <class T>
 struct MaxBackward {
   static PoolPlan plan(const PoolArguments<T>& a) {
+    if (MaxBackwardScatter<T>::fits(a)) return MaxBackwardScatter<T>::plan(a);
     if (MaxBackwardLast<T>::fits(a)) return MaxBackwardLast<T>::plan(a);
     if (MaxBackwardRows<T>::fits(a)) return MaxBackwardRows<T>::plan(a);
     return MaxBackwardScan<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+    if (MaxBackwardScatter<T>::fits(a)) return MaxBackwardScatter<T>::run(a, scratch, begin, end);
     if (MaxBackwardLast<T>::fits(a)) return MaxBackwardLast<T>::run(a, scratch, begin, end);
     if (MaxBackwardRows<T>::fits(a)) return MaxBackwardRows<T>::run(a, scratch, begin, end);
     MaxBackwardScan<T>::run(a, scratch, begin, end);
@@ -275,12 +392,8 @@ struct MaxFollow {
     const PoolGeometry& g = a.geometry;
     const bool last = a.layout == Layout::channels_last, narrow = a.narrow();
     const int64_t inner = last ? g.channels : 1;
-    const auto distance = [&g](int64_t tap) {  // of a tap's pixel from that of tap 0
-      const int64_t kw = tap % g.kernel[2], kh = tap / g.kernel[2] % g.kernel[1], kd = tap / g.kernel[2] / g.kernel[1];
-      return (kd * g.dilation[0] * g.input[1] + kh * g.dilation[1]) * g.input[2] + kw * g.dilation[2];
-    };
     int64_t* table = Carve(scratch).take<int64_t>(kNarrowTaps);
-    for (int64_t tap = 0; narrow && tap < g.taps(); ++tap) table[tap] = distance(tap);
+    for (int64_t tap = 0; narrow && tap < g.taps(); ++tap) table[tap] = tap_distance(g, tap);
 
     Cursor at(g.output, begin / inner);
     for (int64_t index = begin; index < end; at.next()) {
@@ -289,7 +402,7 @@ struct MaxFollow {
       const int64_t next = std::min(end, (index / inner + 1) * inner);
       for (; index < next; ++index) {
         const int64_t tap = read_tap(a.taps, narrow, index);
-        const int64_t pixel = tap < 0 ? -1 : first + (narrow ? table[tap] : distance(tap));
+        const int64_t pixel = tap < 0 ? -1 : first + (narrow ? table[tap] : tap_distance(g, tap));
         if constexpr (kIndices)
           a.indices[index] = pixel;
         else

@@ -56,7 +56,12 @@ struct Cursor {
     }
     ++outer;
   }
-  int64_t pixel() const { return (at[0] * size[1] + at[1]) * size[2] + at[2]; }
+  // The rest of this row, or what of it comes before `left` cells are used up.
+  int64_t run(int64_t left) const { return std::min(left, size[2] - at[2]); }
+  void skip(int64_t cells) {  // within a row
+    at[2] += cells - 1;
+    next();
+  }
 };
 
 template <class A, size_t... I>
@@ -68,6 +73,30 @@ template <class A, size_t... I>
 CONVLAB_INLINE void zip(vec<A> even, vec<A> odd, vec<A>& low, vec<A>& high, std::index_sequence<I...>) {
   low = __builtin_shufflevector(even, odd, (I / 2 + I % 2 * sizeof...(I))...);
   high = __builtin_shufflevector(even, odd, (I / 2 + I % 2 * sizeof...(I) + sizeof...(I) / 2)...);
+}
+
+// Windows over the rows of the input, taken in order: divides at the start of a plane only.
+struct RowWindows {
+  Range over_d, over_h;
+
+  RowWindows(const PoolGeometry& g, int64_t d, int64_t h) { restart(g, d, h); }
+  void restart(const PoolGeometry& g, int64_t d, int64_t h) {
+    over_d = g.windows_over(0, d);
+    over_h = g.windows_over(1, h);
+  }
+  void next(const PoolGeometry& g, int64_t d, int64_t h) {
+    if (h == 0)
+      restart(g, d, h);
+    else
+      over_h = g.next_windows(1, h, over_h);
+  }
+};
+
+// A ring of at least `rows` rows, found by mask.
+constexpr int64_t ring_size(int64_t rows) {
+  int64_t size = 1;
+  while (size < rows) size *= 2;
+  return size;
 }
 
 // Elements that one phase of a row of `span` elements takes in scratch, with room for vectors that overhang.
@@ -82,13 +111,19 @@ void deal(const T* row, int64_t width, int64_t first, int64_t span, int64_t phas
   constexpr int64_t L = lanes<A>;
   const int64_t begin = std::clamp<int64_t>(-first, 0, span), end = std::clamp<int64_t>(width - first, begin, span);
   row += first;
-  const auto put = [&](int64_t u, A value) { piles[u % phases * room + u / phases] = value; };
+  const auto fill_outside = [=](int64_t from, int64_t to) {
+    if (from == to) return;
+    for (int64_t phase = from % phases, slot = from / phases; from < to; ++from) {
+      piles[phase * room + slot] = fill;
+      if (++phase == phases) phase = 0, ++slot;
+    }
+  };
   int64_t u = begin;
   if (phases == 1) {
     for (; u + L <= end; u += L) store(piles + u, load(row + u));
     if (u < end) store(piles + u, load_partial(row + u, end - u));
   } else if (phases == 2) {
-    if (u % 2 != 0 && u < end) put(u, to_accumulate(row[u])), ++u;
+    if (u % 2 != 0 && u < end) piles[room + u / 2] = to_accumulate(row[u]), ++u;
     for (; u < end; u += 2 * L) {
       const int64_t left = end - u;
       const vec<A> low = left >= L ? load(row + u) : load_partial(row + u, left);
@@ -107,8 +142,8 @@ void deal(const T* row, int64_t width, int64_t first, int64_t span, int64_t phas
       for (int64_t from = slot * phases + phase; from < end; from += phases) pile[slot++] = to_accumulate(row[from]);
     }
   }
-  for (int64_t outside = 0; outside < begin; ++outside) put(outside, fill);
-  for (int64_t outside = end; outside < span; ++outside) put(outside, fill);
+  fill_outside(0, begin);
+  fill_outside(end, span);
 }
 
 // The way back: row[first + u] = piles[...] for those u in [0, span) that lie inside [0, width).

@@ -24,16 +24,47 @@ CONVLAB_INLINE void store_lanes(lane_int<A>* p, vec_mask<A> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// Lanes to bytes and back. The compiler would move them one by one.
+template <class A>
+CONVLAB_INLINE narrow_lanes<A> to_bytes(vec_mask<A> tap) {
+#if defined(CONVLAB_AVX512)
+  if constexpr (sizeof(A) == 4)
+    return (narrow_lanes<A>)_mm512_cvtepi32_epi8((__m512i)tap);
+  else
+    return (narrow_lanes<A>)(_mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)tap)));
+#else
+  narrow_lanes<A> bytes;
+  for (int lane = 0; lane < lanes<A>; ++lane) bytes[lane] = static_cast<uint8_t>(tap[lane]);
+  return bytes;
+#endif
+}
+template <class A>
+CONVLAB_INLINE vec_mask<A> from_bytes(narrow_lanes<A> bytes) {
+#if defined(CONVLAB_AVX512)
+  if constexpr (sizeof(A) == 4)
+    return (vec_mask<A>)_mm512_cvtepu8_epi32((__m128i)bytes);
+  else
+    return (vec_mask<A>)_mm512_cvtepu8_epi64(_mm_cvtsi64_si128((long long)bytes));
+#elif defined(CONVLAB_AVX2)
+  if constexpr (sizeof(A) == 4)
+    return (vec_mask<A>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+  else
+    return (vec_mask<A>)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128((int)bytes));
+#else
+  return __builtin_convertvector(bytes, vec_mask<A>);
+#endif
+}
+
 // taps[at + lane] for the first `count` lanes, which are all of them in most calls.
 template <class A>
 CONVLAB_INLINE void store_taps(void* taps, bool narrow, int64_t at, vec_mask<A> tap, int64_t count) {
   if (narrow) {
-    const auto bytes = __builtin_convertvector(tap, narrow_lanes<A>);
+    const narrow_lanes<A> bytes = to_bytes<A>(tap);
     uint8_t* p = static_cast<uint8_t*>(taps) + at;
     if (count == lanes<A>)
       std::memcpy(p, &bytes, sizeof bytes);
     else
-      for (int64_t lane = 0; lane < count; ++lane) p[lane] = bytes[lane];
+      std::memcpy(p, &bytes, static_cast<size_t>(count));
   } else {
     for (int64_t lane = 0; lane < count; ++lane) static_cast<int64_t*>(taps)[at + lane] = tap[lane];
   }
@@ -46,8 +77,8 @@ CONVLAB_INLINE vec_mask<A> load_taps(const void* taps, bool narrow, int64_t at, 
     if (count == lanes<A>)
       std::memcpy(&bytes, p, sizeof bytes);
     else
-      for (int64_t lane = 0; lane < count; ++lane) bytes[lane] = p[lane];
-    return __builtin_convertvector(bytes, vec_mask<A>);
+      std::memcpy(&bytes, p, static_cast<size_t>(count));
+    return from_bytes<A>(bytes);
   }
   vec_mask<A> wide = {};
   for (int64_t lane = 0; lane < count; ++lane)

@@ -54,9 +54,9 @@ std::vector<Int> check_pool(const char* kind, c10::ArrayRef<Int> input, const Po
       TORCH_CHECK(dilation > 0, name, "() dilation must be greater than zero, but got ", dilation);
     }
     TORCH_CHECK(stride != 0, name, ": stride should not be zero, but got stride=", windows.stride);
-    TORCH_CHECK(stride > 0, name, ": stride should be greater than zero, but got stride=", windows.stride);
     TORCH_CHECK(kernel > 0, name,
                 ": kernel size should be greater than zero, but got kernel_size=", windows.kernel_size);
+    TORCH_CHECK(stride > 0, name, ": stride should be greater than zero, but got stride=", windows.stride);
     TORCH_CHECK(dilation > 0, name, ": dilation should be greater than zero, but got dilation=", windows.dilation);
     TORCH_CHECK(padding >= 0, name, ": pad must be non-negative, but got pad: ", padding);
     TORCH_CHECK(padding * 2 <= kernel, name,
