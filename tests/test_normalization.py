@@ -380,37 +380,40 @@ def test_derivatives(name):
     assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
-def plain_batch_norm(x, w):
-    """In differentiable torch ops: the mixed second derivatives of torch's own batch norm kernel are not all right."""
-    variance, mean = torch.var_mean(x, [0, 2], correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + 1e-5) * w.view(1, -1, 1)
+def plain(function_dims):
+    """A normalization in differentiable torch ops; torch.func's mixed derivatives of torch's own kernels are wrong."""
+
+    def call(x, w):
+        variance, mean = torch.var_mean(x, function_dims, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * w
+
+    return call
 
 
-def test_third_derivative_and_torch_func():
-    x, w = leaf(3, 2, 2).detach(), leaf(2).detach()
+@pytest.mark.parametrize("function,reference", [
+    (lambda x, w: ours.batch_norm(x, None, None, w, None, True), plain([0])),
+    (lambda x, w: ours.layer_norm(x, [4], w), plain([1])),
+], ids=["batch_norm", "layer_norm"])  # fmt: skip
+def test_higher_derivatives_and_torch_func(function, reference):
+    x, w = normal(5, 4), normal(4, seed=1)
+    functions, eager = [], []
+    for f in (function, reference):
 
-    def loss(function):
-        return lambda x, w: (function(x, w) ** 3).sum()
+        def loss(x, w, f=f):
+            return (f(x, w) ** 3).sum()
 
-    for mine, theirs in (
-        (lambda x, w: ours.batch_norm(x, None, None, w, None, True), plain_batch_norm),
-        (lambda x, w: ours.layer_norm(x, [2], w), lambda x, w: F.layer_norm(x, [2], w)),
-    ):
-        results = []
-        for function in (mine, theirs):
-            hessian = torch.func.hessian(loss(function), argnums=(0, 1))
-            third = torch.func.jacrev(lambda x: torch.func.grad(loss(function))(x, w).pow(2).sum())  # noqa: B023
-            grad = torch.func.grad(loss(function))
-            per_sample = torch.func.vmap(grad, in_dims=(0, None))(torch.stack([x, 2 * x]), w)
-            results.append((hessian(x, w), third(x), per_sample))
-        torch.testing.assert_close(*results)
-    x.requires_grad_()
-    thirds = []
-    for output in (ours.batch_norm(x, None, None, w, None, True), plain_batch_norm(x, w)):
-        (first,) = torch.autograd.grad((output**3).sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad((first**2).sum(), x, create_graph=True)
-        thirds += torch.autograd.grad((second**2).sum(), x)
-    torch.testing.assert_close(*thirds)
+        hessian = torch.func.hessian(loss, argnums=(0, 1))(x, w)
+        third = torch.func.jacrev(lambda x: torch.func.grad(loss)(x, w).pow(2).sum())(x)  # noqa: B023
+        each = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(0, None))(torch.stack([x, 2 * x]), w)
+        functions.append((hessian, third, each))
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, w)
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+            value = grad.square().sum()
+        eager.append(grad)
+    torch.testing.assert_close(*functions)
+    torch.testing.assert_close(*eager)
 
 
 def opcheck_cases():
