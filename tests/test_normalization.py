@@ -403,7 +403,7 @@ def test_higher_derivatives_and_torch_func(function, reference):
             return (f(x, w) ** 3).sum()
 
         hessian = torch.func.hessian(loss, argnums=(0, 1))(x, w)
-        third = torch.func.jacrev(lambda x: torch.func.grad(loss)(x, w).pow(2).sum())(x)  # noqa: B023
+        third = torch.func.jacrev(lambda x: torch.func.grad(loss)(x, w).pow(2).sum())(x)
         each = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(0, None))(torch.stack([x, 2 * x]), w)
         functions.append((hessian, third, each))
         leaf = x.clone().requires_grad_()
