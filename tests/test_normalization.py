@@ -76,7 +76,9 @@ def assert_close(actual, expected, tolerance, what):
         return
     assert actual.shape == expected.shape, what
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def compare(function, reference, tensors, tolerance):
@@ -132,15 +134,19 @@ def test_batch_norm_of_16_bits(dtype, parameters, format):
     wide = dtype if parameters == "same" else torch.float32
     input = FORMATS[format](sample(shape, dtype))
     weight, bias = normal(21, dtype=wide, seed=3), normal(21, dtype=wide, seed=4)
-    for training in (True, False):
-        running = [None, None] if training else [torch.zeros(21, dtype=wide), torch.ones(21, dtype=wide)]
-        compare(
-            lambda x, w, b: ours.batch_norm(x, *running, w, b, training),  # noqa: B023
-            lambda x, w, b: F.batch_norm(x, *(r and r.double() for r in running) if training else
-                                         [r.double() for r in running], w, b, training),  # noqa: B023
-            [input, weight, bias],
-            TOLERANCE[dtype],
-        )  # fmt: skip
+    compare(
+        lambda x, w, b: ours.batch_norm(x, None, None, w, b, True),
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
+        [input, weight, bias],
+        TOLERANCE[dtype],
+    )
+    running = normal(21, dtype=wide), normal(21, dtype=wide).abs() + 1
+    compare(
+        lambda x, w, b: ours.batch_norm(x, *running, w, b),
+        lambda x, w, b: F.batch_norm(x, *(statistic.double() for statistic in running), w, b),
+        [input, weight, bias],
+        TOLERANCE[dtype],
+    )
     output = ours.batch_norm_relu(input, None, None, weight, bias, True)
     expected = F.batch_norm(input.double(), None, None, weight.double(), bias.double(), True).relu()
     assert output.dtype == dtype
@@ -217,7 +223,8 @@ def test_large_mean(format):
     torch.testing.assert_close(mean.double(), exact_mean, rtol=6e-8, atol=0)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-6, atol=0)
     exact = F.batch_norm(input.double(), None, None, training=True)
-    error, torch_error = (output - exact).abs().max(), (F.batch_norm(input, None, None, training=True) - exact).abs().max()
+    torch_output = F.batch_norm(input, None, None, training=True)
+    error, torch_error = (output - exact).abs().max(), (torch_output - exact).abs().max()
     assert error <= 1e-3 and error <= 2 * torch_error
 
 
@@ -302,9 +309,11 @@ def test_same_bits_for_every_number_of_threads():
                 g, x, w, None, x[:, :4, 0, 0], x[:, :4, 0, 0].abs() + 1, 4, 1e-5
             ),
         ]
-    rows, grad, weight = sample((1000, 200), torch.float32), normal(1000, 200, dtype=torch.float32), normal(200).float()
+    rows, grad = sample((1000, 200), torch.float32), normal(1000, 200, dtype=torch.float32)
+    weight = normal(200, dtype=torch.float32)
     calls.append(lambda: OPS.layer_norm(rows, weight, None, [200], 1e-5))
-    calls.append(lambda: OPS.layer_norm_backward(grad, rows, weight, weight, rows[:, 0], rows[:, 0].abs() + 1, [200], 1e-5))
+    mean, variance = rows[:, 0], rows[:, 0].abs() + 1
+    calls.append(lambda: OPS.layer_norm_backward(grad, rows, weight, weight, mean, variance, [200], 1e-5))
     threads = torch.get_num_threads()
     try:
         results = []
@@ -371,37 +380,40 @@ def test_derivatives(name):
     assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
-def plain_batch_norm(x, w):
-    """In differentiable torch ops: the mixed second derivatives of torch's own batch norm kernel are not all right."""
-    variance, mean = torch.var_mean(x, [0, 2], correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + 1e-5) * w.view(1, -1, 1)
+def plain(function_dims):
+    """A normalization in differentiable torch ops; torch.func's mixed derivatives of torch's own kernels are wrong."""
+
+    def call(x, w):
+        variance, mean = torch.var_mean(x, function_dims, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * w
+
+    return call
 
 
-def test_third_derivative_and_torch_func():
-    x, w = leaf(3, 2, 2).detach(), leaf(2).detach()
+@pytest.mark.parametrize("function,reference", [
+    (lambda x, w: ours.batch_norm(x, None, None, w, None, True), plain([0])),
+    (lambda x, w: ours.layer_norm(x, [4], w), plain([1])),
+], ids=["batch_norm", "layer_norm"])  # fmt: skip
+def test_higher_derivatives_and_torch_func(function, reference):
+    x, w = normal(5, 4), normal(4, seed=1)
+    functions, eager = [], []
+    for f in (function, reference):
 
-    def loss(function):
-        return lambda x, w: (function(x, w) ** 3).sum()
+        def loss(x, w, f=f):
+            return (f(x, w) ** 3).sum()
 
-    for mine, theirs in (
-        (lambda x, w: ours.batch_norm(x, None, None, w, None, True), plain_batch_norm),
-        (lambda x, w: ours.layer_norm(x, [2], w), lambda x, w: F.layer_norm(x, [2], w)),
-    ):
-        results = []
-        for function in (mine, theirs):
-            hessian = torch.func.hessian(loss(function), argnums=(0, 1))
-            third = torch.func.jacrev(lambda x: torch.func.grad(loss(function))(x, w).pow(2).sum())  # noqa: B023
-            grad = torch.func.grad(loss(function))
-            per_sample = torch.func.vmap(grad, in_dims=(0, None))(torch.stack([x, 2 * x]), w)
-            results.append((hessian(x, w), third(x), per_sample))
-        torch.testing.assert_close(*results)
-    x.requires_grad_()
-    thirds = []
-    for output in (ours.batch_norm(x, None, None, w, None, True), plain_batch_norm(x, w)):
-        (first,) = torch.autograd.grad((output**3).sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad((first**2).sum(), x, create_graph=True)
-        thirds += torch.autograd.grad((second**2).sum(), x)
-    torch.testing.assert_close(*thirds)
+        hessian = torch.func.hessian(loss, argnums=(0, 1))(x, w)
+        third = torch.func.jacrev(lambda x: torch.func.grad(loss)(x, w).pow(2).sum())(x)
+        each = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(0, None))(torch.stack([x, 2 * x]), w)
+        functions.append((hessian, third, each))
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, w)
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+            value = grad.square().sum()
+        eager.append(grad)
+    torch.testing.assert_close(*functions)
+    torch.testing.assert_close(*eager)
 
 
 def opcheck_cases():
@@ -409,15 +421,18 @@ def opcheck_cases():
     mean, variance, g = torch.zeros(4), torch.ones(4), normal(2, 4, 3, 3, dtype=torch.float32)
     last = channels_last(x.detach()).requires_grad_()
     rows = sample((6, 5), torch.float32).requires_grad_()
-    yield "batch_norm_train", OPS.batch_norm_train, (x, w, w, None, False, 1e-5)
-    yield "batch_norm_train fused", OPS.batch_norm_train, (last, w, None, x, True, 1e-5)
-    yield "batch_norm_eval", OPS.batch_norm_eval, (last, w, w, mean, variance, x, True, 1e-5)
-    yield "batch_norm_backward", OPS.batch_norm_backward, (g, x, w, w, mean, variance, x, True, True, 1e-5)
-    yield "batch_norm_backward plain", OPS.batch_norm_backward, (g, last, None, None, mean, variance, None, False, False, 1e-5)
-    yield "group_norm", OPS.group_norm, (x, w, w, 2, 1e-5)
-    yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, mean.view(2, 2), variance.view(2, 2), 2, 1e-5)
-    yield "layer_norm", OPS.layer_norm, (rows, None, None, [5], 1e-5)
-    yield "layer_norm_backward", OPS.layer_norm_backward, (rows.detach(), rows, None, None, torch.zeros(6, 1), torch.ones(6, 1), [5], 1e-5)
+    means, variances, eps = torch.zeros(2, 2), torch.ones(2, 2), 1e-5
+    yield "batch_norm_train", OPS.batch_norm_train, (x, w, w, None, False, eps)
+    yield "batch_norm_train fused", OPS.batch_norm_train, (last, w, None, x, True, eps)
+    yield "batch_norm_eval", OPS.batch_norm_eval, (last, w, w, mean, variance, x, True, eps)
+    backward = OPS.batch_norm_backward
+    yield "batch_norm_backward", backward, (g, x, w, w, mean, variance, x, True, True, eps)
+    yield "batch_norm_backward plain", backward, (g, last, None, None, mean, variance, None, False, False, eps)
+    yield "group_norm", OPS.group_norm, (x, w, w, 2, eps)
+    yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, means, variances, 2, eps)
+    means, variances = torch.zeros(6, 1), torch.ones(6, 1)
+    yield "layer_norm", OPS.layer_norm, (rows, None, None, [5], eps)
+    yield "layer_norm_backward", OPS.layer_norm_backward, (rows.detach(), rows, None, None, means, variances, [5], eps)
 
 
 OPCHECKS = {name: (op, arguments) for name, op, arguments in opcheck_cases()}
@@ -449,7 +464,11 @@ def test_compile():
 
 # ---- Layers
 
-BATCH_NORM_LAYERS = {1: ("BatchNorm1d", (4, 6, 5)), 2: ("BatchNorm2d", (4, 6, 3, 5)), 3: ("BatchNorm3d", (4, 6, 2, 3, 2))}
+BATCH_NORM_LAYERS = {
+    1: ("BatchNorm1d", (4, 6, 5)),
+    2: ("BatchNorm2d", (4, 6, 3, 5)),
+    3: ("BatchNorm3d", (4, 6, 2, 3, 2)),
+}
 
 
 @pytest.mark.parametrize("momentum", [0.1, None, 1.0])
@@ -496,11 +515,12 @@ def test_fused_layers_share_state_with_the_plain_ones():
     for fused_layer in (relu, add):
         fused_layer.load_state_dict(plain.state_dict())
     input, residual = sample((2, 5, 4, 4), torch.float32), normal(2, 5, 4, 4, dtype=torch.float32)
-    for _ in range(2):
-        torch.testing.assert_close(relu(input), plain(input).relu(), rtol=0, atol=0)
-        add.load_state_dict(plain.state_dict())
-        torch.testing.assert_close(add(input, residual), (plain.eval()(input) * 0 + plain.train()(input) + residual).relu())
-        relu.load_state_dict(plain.state_dict())
+    for training in (True, False):
+        outputs = [layer.train(training)(input) for layer in (plain, relu)]
+        assert torch.equal(outputs[0].relu(), outputs[1])
+        assert torch.equal(add.train(training)(input, residual), (outputs[0] + residual).relu())
+        for other in (relu, add):
+            torch.testing.assert_close(dict(other.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     block = layers.ConvBNReLU2d(5, 7, 3, stride=2)
     expected = F.batch_norm(F.conv2d(input, block.conv.weight, None, 2, 1), None, None, training=True).relu()
     torch.testing.assert_close(block(input), expected, rtol=1e-4, atol=1e-5)
@@ -509,6 +529,7 @@ def test_fused_layers_share_state_with_the_plain_ones():
 # ---- Errors: torch's type, and the argument, value and expectation in the message
 
 x2, x4 = torch.ones(2, 4), torch.ones(2, 4, 3, 3)
+INPUT_SHAPE = "normalized_shape=\\[5\\], expected input with shape \\[\\*, 5\\]"
 ERRORS = {
     "one value": (lambda f: f.batch_norm(torch.ones(1, 3), None, None, training=True), "torch.Size\\(\\[1, 3\\]\\)"),
     "no statistics": (lambda f: f.batch_norm(x2, None, None), "running_mean must be defined"),
@@ -529,7 +550,7 @@ ERRORS = {
     "group weight": (lambda f: f.group_norm(x4, 2, torch.ones(3)), "weight of shape \\[3\\]"),
     "group 1-D": (lambda f: f.group_norm(torch.ones(4), 2), "at least 2 dimensions"),
     "group one value": (lambda f: f.group_norm(torch.ones(1, 2), 2), "more than 1 value per channel"),
-    "layer shape": (lambda f: f.layer_norm(x2, [5]), "normalized_shape=\\[5\\], expected input with shape \\[\\*, 5\\]"),
+    "layer shape": (lambda f: f.layer_norm(x2, [5]), INPUT_SHAPE),
     "layer too many": (lambda f: f.layer_norm(x2, [3, 2, 4]), "\\[\\*, 3, 2, 4\\]"),
     "layer none": (lambda f: f.layer_norm(x2, []), "at least 1-dimensional"),
     "layer weight": (lambda f: f.layer_norm(x2, [4], torch.ones(3)), "weight of shape \\[3\\]"),

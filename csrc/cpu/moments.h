@@ -61,7 +61,12 @@ CONVLAB_INLINE void for_each_vector_in_chains(int64_t length, const Body& body) 
   int64_t i = 0;
   for (; i + kChains * width <= length; i += kChains * width)
     CONVLAB_UNROLL for (int chain = 0; chain < kChains; ++chain) body(i + chain * width, Whole{}, chain);
-  for_each_vector<A>(length - i, [&](int64_t rest, auto part) { body(i + rest, part, 0); });
+  CONVLAB_UNROLL for (int chain = 0; chain < kChains - 1; ++chain) {
+    if (i + width > length) break;
+    body(i, Whole{}, chain);
+    i += width;
+  }
+  if (i < length) body(i, First{length - i}, kChains - 1);
 }
 
 template <class A>
@@ -155,13 +160,14 @@ template <class V>
 CONVLAB_INLINE V normalized(V x, V mean, V scale, V shift) {
   return fma(x - mean, scale, shift);
 }
-// The gradient at the vector `at` of what is normalized, below ReLU and residual; NaN passes the ReLU, as in torch.
+// The gradient of what is normalized, below ReLU and residual; NaN passes the ReLU, as in torch. Takes pointers, not
+// the arguments: stores may alias those, which would then be read again for every vector.
 template <Mask M, class T, class Part, class V>
-CONVLAB_INLINE V gradient(const NormArguments<T>& a, int64_t at, Part part, V x, V mean, V scale, V shift) {
-  const V grad = load(a.grad_output + at, part);
+CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift) {
+  const V grad = load(grad_output, part);
   if (M == Mask::none) return grad;
   V y = normalized(x, mean, scale, shift);
-  if (M == Mask::relu_of_sum) y += load(a.residual + at, part);
+  if (M == Mask::relu_of_sum) y += load(residual, part);
   return y <= 0 ? V{} : grad;
 }
 

@@ -10,7 +10,7 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 2;  // more would need more pointers than there are registers
 constexpr int64_t kMergedChannels = 16;  // of one merging task
 
 // Calls body(row, column, std::integral_constant<int, rows>, part) for tiles of a few rows and one vector of columns.
@@ -113,14 +113,15 @@ struct NormColumns {
       A* sums = w.partial(block.sample, block.index, 1);
       A* squares = w.partial(block.sample, block.index, 2);
       const T* x = a.input + block.at;
-      sample_means(x, std::min<int64_t>(block.rows, 8), w.channels, shifts);
-      std::fill(sums, sums + w.channels, A(0));
-      std::fill(squares, squares + w.channels, A(0));
-      for_each_tile<A>(block.rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+      const int64_t channels = w.channels;
+      sample_means(x, std::min<int64_t>(block.rows, 8), channels, shifts);
+      std::fill(sums, sums + channels, A(0));
+      std::fill(squares, squares + channels, A(0));
+      for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
         const vec<A> shift = load(shifts + c, part);
         vec<A> sum = {}, square = {};
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-          const vec<A> d = load(x + (row + r) * w.channels + c, part) - shift;
+          const vec<A> d = load(x + (row + r) * channels + c, part) - shift;
           sum += d;
           square = fma(d, d, square);
         }
@@ -208,13 +209,16 @@ struct NormColumns {
       for (int64_t task = end - 1; task >= begin; --task) {
         const Block block(a, w, task);
         const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
-        for_each_tile<A>(block.rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+        const T *x = a.input + block.at, *residual = residual_flag.value ? a.residual + block.at : nullptr;
+        T* output = a.output + block.at;
+        const int64_t channels = w.channels;
+        for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
           const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-            const int64_t at = block.at + (row + r) * w.channels + c;
-            vec<A> y = normalized(load(a.input + at, part), mean, scale, shift);
-            if (residual_flag.value) y += load(a.residual + at, part);
-            store(a.output + at, relu_flag.value ? relu(y) : y, part);
+            const int64_t at = (row + r) * channels + c;
+            vec<A> y = normalized(load(x + at, part), mean, scale, shift);
+            if (residual_flag.value) y += load(residual + at, part);
+            store(output + at, relu_flag.value ? relu(y) : y, part);
           }
         });
       }
@@ -229,15 +233,18 @@ struct NormColumns {
         const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
         A* grads = w.partial(block.sample, block.index, 0);
         A* products = w.partial(block.sample, block.index, 1);
-        std::fill(grads, grads + w.channels, A(0));
-        std::fill(products, products + w.channels, A(0));
-        for_each_tile<A>(block.rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+        const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
+        const T* residual = mask.value == Mask::relu_of_sum ? a.residual + block.at : nullptr;
+        const int64_t channels = w.channels;
+        std::fill(grads, grads + channels, A(0));
+        std::fill(products, products + channels, A(0));
+        for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
           const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
           vec<A> sum = {}, product = {};
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-            const int64_t at = block.at + (row + r) * w.channels + c;
-            const vec<A> x = load(a.input + at, part);
-            const vec<A> grad = gradient<mask.value>(a, at, part, x, mean, scale, shift);
+            const int64_t at = (row + r) * channels + c;
+            const vec<A> x = load(input + at, part);
+            const vec<A> grad = gradient<mask.value>(grad_output + at, residual + at, part, x, mean, scale, shift);
             sum += grad;
             product = fma(grad, x - mean, product);
           }
@@ -292,16 +299,20 @@ struct NormColumns {
       const Block block(a, w, task);
       const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
       const A *slopes = w.slope(block.sample), *constants = w.constant(block.sample);
-      for_each_tile<A>(block.rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+      const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
+      const T* residual = M == Mask::relu_of_sum ? a.residual + block.at : nullptr;
+      T *output = a.output + block.at, *grad_residual = a.grad_residual ? a.grad_residual + block.at : nullptr;
+      const int64_t channels = w.channels;
+      for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
         const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
         const vec<A> slope = load(slopes + c, part), constant = load(constants + c, part);
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-          const int64_t at = block.at + (row + r) * w.channels + c;
-          const vec<A> x = load(a.input + at, part);
-          const vec<A> grad = gradient<M>(a, at, part, x, mean, scale, shift);
+          const int64_t at = (row + r) * channels + c;
+          const vec<A> x = load(input + at, part);
+          const vec<A> grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift);
           const vec<A> deviation = varies ? x - mean : vec<A>{};
-          store(a.output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
-          if (M == Mask::relu_of_sum && a.grad_residual) store(a.grad_residual + at, grad, part);
+          store(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
+          if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + at, grad, part);
         }
       });
     }

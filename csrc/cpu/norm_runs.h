@@ -69,10 +69,12 @@ struct NormRuns {
   template <bool Relu, bool Residual>
   static void normalize(const Arguments& a, Channel channel, int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
+    const T *x = a.input + at, *residual = Residual ? a.residual + at : nullptr;
+    T* output = a.output + at;
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
-      vec<A> y = normalized(load(a.input + at + i, part), mean, scale, shift);
-      if (Residual) y += load(a.residual + at + i, part);
-      store(a.output + at + i, Relu ? relu(y) : y, part);
+      vec<A> y = normalized(load(x + i, part), mean, scale, shift);
+      if (Residual) y += load(residual + i, part);
+      store(output + i, Relu ? relu(y) : y, part);
     });
   }
 
@@ -111,9 +113,11 @@ struct NormRuns {
       for (int64_t begin = 0; begin < a.pixels; begin += kBlockElements) {
         const int64_t at = first + repeat * repeat_stride(a) + begin;
         const int64_t size = std::min(kBlockElements, a.pixels - begin);
+        const T *input = a.input + at, *grads = a.grad_output + at;
+        const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
         for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
-          const vec<A> x = load(a.input + at + i, part);
-          const vec<A> grad = gradient<M>(a, at + i, part, x, mean, scale, shift);
+          const vec<A> x = load(input + i, part);
+          const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
           sum[chain] += grad;
           products[chain] += zero_rest<A>(grad * (x - mean), part);
         });
@@ -132,12 +136,15 @@ struct NormRuns {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const vec<A> slope = broadcast(through.slope), constant = broadcast(through.constant);
     const vec_mask<A> varies = statistics_mask(a);
+    const T *input = a.input + at, *grads = a.grad_output + at;
+    const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
+    T *output = a.output + at, *grad_residual = a.grad_residual ? a.grad_residual + at : nullptr;
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
-      const vec<A> x = load(a.input + at + i, part);
-      const vec<A> grad = gradient<M>(a, at + i, part, x, mean, scale, shift);
+      const vec<A> x = load(input + i, part);
+      const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
       const vec<A> deviation = varies ? x - mean : vec<A>{};
-      store(a.output + at + i, fma(deviation, slope, fma(grad, scale, constant)), part);
-      if (M == Mask::relu_of_sum && a.grad_residual) store(a.grad_residual + at + i, grad, part);
+      store(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
+      if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + i, grad, part);
     });
   }
 

@@ -143,6 +143,9 @@ CONVLAB_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) {
 
 template <class A>
 CONVLAB_INLINE A sum_lanes(vec<A> v) {  // pairwise, always in the same order
+#if defined(CONVLAB_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_reduce_add_ps((__m512)v);
+#endif
   A value[lanes<A>];
   store(value, v);
   CONVLAB_UNROLL for (int half = lanes<A> / 2; half > 0; half /= 2)

@@ -212,7 +212,10 @@ struct Tensors {
 };
 
 Tensor accumulated(const OptionalTensor& vector, const Tensor& input) {
-  return given(vector) ? vector->to(accumulate_type(input.scalar_type())).contiguous() : Tensor();
+  if (!given(vector)) return {};
+  const auto type = accumulate_type(input.scalar_type());
+  if (vector->scalar_type() == type && vector->is_contiguous()) return *vector;  // the usual case, at no cost
+  return vector->to(type).contiguous();
 }
 
 // The elements of `tensor` in the memory order of `like`, copied if they have another one.
