@@ -44,7 +44,11 @@ def test_linear(leading, features, outputs, bias, dtype):
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_derivatives(relu):
-    leaves = [normal(2, 3, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_(), normal(5, seed=2).requires_grad_()]
+    leaves = [
+        normal(2, 3, 4).requires_grad_(),
+        normal(5, 4, seed=1).requires_grad_(),
+        normal(5, seed=2).requires_grad_(),
+    ]
 
     def function(*tensors):
         return ours.linear(*tensors, relu=relu)
@@ -63,7 +67,9 @@ def test_views_and_vmap():
     torch.testing.assert_close(torch.func.vmap(ours.linear)(input, many), torch.func.vmap(F.linear)(input, many))
 
 
-@pytest.mark.parametrize("shapes", [((0, 5), (4, 5)), ((2, 0), (4, 0)), ((2, 5), (0, 5)), ((2, 5), (5,)), ((5,), (5,))], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [((0, 5), (4, 5)), ((2, 0), (4, 0)), ((2, 5), (0, 5)), ((2, 5), (5,)), ((5,), (5,))], ids=str
+)
 def test_degenerate_sizes(shapes):
     tensors = [normal(*shape) for shape in shapes]
     torch.testing.assert_close(ours.linear(*tensors), F.linear(*tensors))

@@ -76,7 +76,9 @@ def assert_close(actual, expected, tolerance, what):
         return
     assert actual.shape == expected.shape, what
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda m: f"{what}: {m}"
+    )
 
 
 def compare(function, reference, tensors, tolerance):
@@ -217,7 +219,10 @@ def test_large_mean(format):
     torch.testing.assert_close(mean.double(), exact_mean, rtol=6e-8, atol=0)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-6, atol=0)
     exact = F.batch_norm(input.double(), None, None, training=True)
-    error, torch_error = (output - exact).abs().max(), (F.batch_norm(input, None, None, training=True) - exact).abs().max()
+    error, torch_error = (
+        (output - exact).abs().max(),
+        (F.batch_norm(input, None, None, training=True) - exact).abs().max(),
+    )
     assert error <= 1e-3 and error <= 2 * torch_error
 
 
@@ -304,7 +309,9 @@ def test_same_bits_for_every_number_of_threads():
         ]
     rows, grad, weight = sample((1000, 200), torch.float32), normal(1000, 200, dtype=torch.float32), normal(200).float()
     calls.append(lambda: OPS.layer_norm(rows, weight, None, [200], 1e-5))
-    calls.append(lambda: OPS.layer_norm_backward(grad, rows, weight, weight, rows[:, 0], rows[:, 0].abs() + 1, [200], 1e-5))
+    calls.append(
+        lambda: OPS.layer_norm_backward(grad, rows, weight, weight, rows[:, 0], rows[:, 0].abs() + 1, [200], 1e-5)
+    )
     threads = torch.get_num_threads()
     try:
         results = []
@@ -413,11 +420,19 @@ def opcheck_cases():
     yield "batch_norm_train fused", OPS.batch_norm_train, (last, w, None, x, True, 1e-5)
     yield "batch_norm_eval", OPS.batch_norm_eval, (last, w, w, mean, variance, x, True, 1e-5)
     yield "batch_norm_backward", OPS.batch_norm_backward, (g, x, w, w, mean, variance, x, True, True, 1e-5)
-    yield "batch_norm_backward plain", OPS.batch_norm_backward, (g, last, None, None, mean, variance, None, False, False, 1e-5)
+    yield (
+        "batch_norm_backward plain",
+        OPS.batch_norm_backward,
+        (g, last, None, None, mean, variance, None, False, False, 1e-5),
+    )
     yield "group_norm", OPS.group_norm, (x, w, w, 2, 1e-5)
     yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, mean.view(2, 2), variance.view(2, 2), 2, 1e-5)
     yield "layer_norm", OPS.layer_norm, (rows, None, None, [5], 1e-5)
-    yield "layer_norm_backward", OPS.layer_norm_backward, (rows.detach(), rows, None, None, torch.zeros(6, 1), torch.ones(6, 1), [5], 1e-5)
+    yield (
+        "layer_norm_backward",
+        OPS.layer_norm_backward,
+        (rows.detach(), rows, None, None, torch.zeros(6, 1), torch.ones(6, 1), [5], 1e-5),
+    )
 
 
 OPCHECKS = {name: (op, arguments) for name, op, arguments in opcheck_cases()}
@@ -449,7 +464,11 @@ def test_compile():
 
 # ---- Layers
 
-BATCH_NORM_LAYERS = {1: ("BatchNorm1d", (4, 6, 5)), 2: ("BatchNorm2d", (4, 6, 3, 5)), 3: ("BatchNorm3d", (4, 6, 2, 3, 2))}
+BATCH_NORM_LAYERS = {
+    1: ("BatchNorm1d", (4, 6, 5)),
+    2: ("BatchNorm2d", (4, 6, 3, 5)),
+    3: ("BatchNorm3d", (4, 6, 2, 3, 2)),
+}
 
 
 @pytest.mark.parametrize("momentum", [0.1, None, 1.0])
@@ -499,7 +518,9 @@ def test_fused_layers_share_state_with_the_plain_ones():
     for _ in range(2):
         torch.testing.assert_close(relu(input), plain(input).relu(), rtol=0, atol=0)
         add.load_state_dict(plain.state_dict())
-        torch.testing.assert_close(add(input, residual), (plain.eval()(input) * 0 + plain.train()(input) + residual).relu())
+        torch.testing.assert_close(
+            add(input, residual), (plain.eval()(input) * 0 + plain.train()(input) + residual).relu()
+        )
         relu.load_state_dict(plain.state_dict())
     block = layers.ConvBNReLU2d(5, 7, 3, stride=2)
     expected = F.batch_norm(F.conv2d(input, block.conv.weight, None, 2, 1), None, None, training=True).relu()
@@ -529,7 +550,10 @@ ERRORS = {
     "group weight": (lambda f: f.group_norm(x4, 2, torch.ones(3)), "weight of shape \\[3\\]"),
     "group 1-D": (lambda f: f.group_norm(torch.ones(4), 2), "at least 2 dimensions"),
     "group one value": (lambda f: f.group_norm(torch.ones(1, 2), 2), "more than 1 value per channel"),
-    "layer shape": (lambda f: f.layer_norm(x2, [5]), "normalized_shape=\\[5\\], expected input with shape \\[\\*, 5\\]"),
+    "layer shape": (
+        lambda f: f.layer_norm(x2, [5]),
+        "normalized_shape=\\[5\\], expected input with shape \\[\\*, 5\\]",
+    ),
     "layer too many": (lambda f: f.layer_norm(x2, [3, 2, 4]), "\\[\\*, 3, 2, 4\\]"),
     "layer none": (lambda f: f.layer_norm(x2, []), "at least 1-dimensional"),
     "layer weight": (lambda f: f.layer_norm(x2, [4], torch.ones(3)), "weight of shape \\[3\\]"),
