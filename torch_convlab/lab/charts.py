@@ -43,8 +43,7 @@ def losses(ours: list[float], theirs: list[float], steps_per_epoch: int) -> str:
             axes.semilogy(
                 [step / steps_per_epoch for step in range(len(values))], values, color=color, label=label, **style
             )
-        axes.set(xlabel="epoch", ylabel="loss of the batch")
-        axes.legend()
+        _epochs_and("loss of the batch", axes)
         return _svg(figure)
 
 
@@ -62,8 +61,7 @@ def differences(float32: list[float], float64: list[float], steps_per_epoch: int
                 label=label,
                 markersize=3,
             )
-        axes.set(xlabel="epoch", ylabel="|difference of the losses|")
-        axes.legend()
+        _epochs_and("|difference of the losses|", axes)
         return _svg(figure)
 
 
@@ -76,8 +74,7 @@ def accuracies(ours: list[float], theirs: list[float]) -> str:
         )
         axes.plot(epochs, [100 * value for value in ours], "o-", color=OURS, label="torch_convlab", markersize=3)
         axes.axhline(98, color=_INK, linewidth=0.8, linestyle=":")
-        axes.set(xlabel="epoch", ylabel="test accuracy, %")
-        axes.legend()
+        _epochs_and("test accuracy, %", axes)
         return _svg(figure)
 
 
@@ -110,6 +107,12 @@ def picture(values: Tensor, colors: str = "gray", symmetric: bool = False) -> st
     buffer = io.BytesIO()
     image.imsave(buffer, values.numpy(), cmap=colors, vmin=low, vmax=high, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _epochs_and(label: str, axes) -> None:
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
 
 
 def _svg(figure) -> str:

@@ -23,7 +23,7 @@ from .verify import Comparison, verify_layers, verify_network
 
 _ACCURACY = 0.98
 _FLOAT32_STEPS, _FLOAT32_DIFFERENCE = 10, 1e-4  # later, training amplifies rounding
-_FLOAT64_EPOCHS, _FLOAT64_DIFFERENCE = 2, 1e-9
+_FLOAT64_EPOCHS, _FLOAT64_DIFFERENCE = 4, 1e-9
 
 EXAMPLES = """\
 examples:
