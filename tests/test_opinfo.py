@@ -32,6 +32,12 @@ NO_OPINFO = {
     "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d with return_indices=True, whose samples are in op_db",
     "adaptive_max_pool3d_with_indices": "adaptive_max_pool3d with return_indices=True, whose samples are in op_db",
 }
+NOT_ACCEPTED = {
+    "batch_norm": (
+        lambda sample: sample.input.dim() == 1,
+        "an input of one axis has no channels; torch takes it if it is empty, and returns it",
+    ),
+}
 
 FUNCTIONS = sorted(name for name in torch_convlab.functional.__all__ if hasattr(torch.nn.functional, name))
 OPINFOS = [
@@ -46,7 +52,7 @@ MODULES = [
     if info.module_cls.__name__ in torch_convlab.nn.__all__
     and info.module_cls is getattr(torch.nn, info.module_cls.__name__, None)
 ]
-MANY = 200  # of more samples than this, only every 7th is repeated with scattered tensors
+MANY = 200  # of more samples than this, all run in float32, and every 7th in other dtypes and with scattered tensors
 
 
 def test_everything_replaced_is_described():
@@ -91,30 +97,38 @@ def forward_and_gradients(function, args, kwargs, parameters=()):
     return outputs, list(gradients), tensors_in(args, kwargs)
 
 
-def assert_equal_within(ours, theirs, relative: float, what: str):
-    """Equal shapes, strides where torch's result is dense, and values up to `relative` times the largest."""
+def largest_in(tensors) -> float:
+    finite = [t.detach()[t.isfinite()].abs().max().item() for t in tensors if t is not None and t.isfinite().any()]
+    return max(finite, default=0.0)
+
+
+def assert_equal_within(ours, theirs, relative: float, scale: float, what: str):
+    """Equal shapes, dtypes and values, up to `relative` times `scale`, the largest value among related results."""
     assert (ours is None) == (theirs is None), f"{what}: {ours} and {theirs}"
     if ours is None:
         return
-    if is_dense(theirs):
-        assert_same_layout(ours, theirs, what)
     assert ours.requires_grad == theirs.requires_grad, f"{what}: requires_grad"
-    finite = theirs[theirs.isfinite()] if theirs.is_floating_point() else theirs
-    largest = finite.abs().max().item() if finite.numel() else 0.0
     torch.testing.assert_close(
-        ours, theirs, rtol=relative, atol=relative * largest, equal_nan=True, msg=lambda text: f"{what}: {text}"
+        ours, theirs, rtol=relative, atol=relative * scale, equal_nan=True, msg=lambda text: f"{what}: {text}"
     )
 
 
 def compare(ours, theirs, args, kwargs, relative, what):
+    """Calls both and compares outputs (strides too), gradients, and the arguments as the calls left them.
+
+    All share one scale: a gradient may be a difference of large numbers that is nearly zero.
+    """
     results = []
     for function in (ours, theirs):
         copied_args, copied_kwargs = fresh(args), fresh(kwargs)
         results.append(forward_and_gradients(function, copied_args, copied_kwargs))
+    scale = largest_in(itertools.chain(*results[1]))
     for kind, actual, expected in zip(("output", "gradient", "argument"), *results):
         assert len(actual) == len(expected), f"{what}: {len(actual)} {kind}s, torch has {len(expected)}"
         for index, pair in enumerate(zip(actual, expected)):
-            assert_equal_within(*pair, relative, f"{what}: {kind} {index}")
+            assert_equal_within(*pair, relative, scale, f"{what}: {kind} {index}")
+            if kind == "output" and is_dense(pair[1]):
+                assert_same_layout(*pair, f"{what}: {kind} {index}")
 
 
 def describe(sample) -> str:
@@ -132,6 +146,10 @@ def test_samples(info, name, dtype):
     samples = list(info.sample_inputs("cpu", dtype, requires_grad=True))
     assert samples
     for index, sample in enumerate(samples):
+        if name in NOT_ACCEPTED and NOT_ACCEPTED[name][0](sample):
+            continue
+        if len(samples) > MANY and dtype == torch.float64 and index % 7:
+            continue
         compare(ours, theirs, (sample.input, *sample.args), sample.kwargs, relative, describe(sample))
         if len(samples) <= MANY or index % 7 == 0:
             apart = sample.noncontiguous()
@@ -147,23 +165,24 @@ def test_samples_of_16_bits(info, name, dtype):
     ours, theirs = getattr(torch_convlab.functional, name), getattr(torch.nn.functional, name)
     if dtype not in info.dtypes:
         pytest.skip(f"torch has no {dtype} {name}")
-    for sample in info.sample_inputs("cpu", dtype):
+
+    def widened(tree):
+        return tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, fresh(tree))
+
+    samples = list(info.sample_inputs("cpu", dtype))
+    for index, sample in enumerate(samples):
+        if name in NOT_ACCEPTED and NOT_ACCEPTED[name][0](sample):
+            continue
+        if len(samples) > MANY and index % 7:
+            continue
         args, kwargs = (sample.input, *sample.args), sample.kwargs
         actual = tensors_in(ours(*fresh(args), **fresh(kwargs)))
-        wide = [
-            tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, fresh(a))
-            for a in (args, kwargs)
-        ]
-        expected = tensors_in(theirs(*wide[0], **wide[1]))
+        expected = tensors_in(theirs(*widened(args), **widened(kwargs)))
         assert len(actual) == len(expected)
         for value, reference in zip(actual, expected):
             assert value.dtype == (dtype if reference.is_floating_point() else reference.dtype)
-            assert_equal_within(
-                value.to(reference.dtype),
-                reference.to(value.dtype).to(reference.dtype),
-                torch.finfo(dtype).eps,
-                describe(sample),
-            )
+            rounded = reference.to(value.dtype)
+            assert_equal_within(value, rounded, torch.finfo(dtype).eps, largest_in([rounded]), describe(sample))
 
 
 def outcome(function, *args, **kwargs):
@@ -234,10 +253,13 @@ def test_modules(info, dtype, training):
         for module in (ours, theirs):
             copies = fresh(args), fresh(kwargs)
             results.append([*forward_and_gradients(module, *copies, module.parameters()), list(module.buffers())])
+        scale = largest_in(itertools.chain(*results[1]))
         for kind, actual, expected in zip(("output", "gradient", "argument", "buffer"), *results):
             assert len(actual) == len(expected)
             for index, pair in enumerate(zip(actual, expected)):
-                assert_equal_within(*pair, relative, f"{what}: {kind} {index}")
+                assert_equal_within(*pair, relative, scale, f"{what}: {kind} {index}")
+                if kind == "output" and is_dense(pair[1]):
+                    assert_same_layout(*pair, f"{what}: {kind} {index}")
     assert count
 
 
@@ -261,6 +283,7 @@ def test_modules_are_torchs(info):
 @pytest.mark.parametrize("info", [param for param in MODULES if param.values[0].module_error_inputs_func is not None])
 def test_module_error_inputs(info):
     ours_class, theirs_class = getattr(torch_convlab.nn, info.module_cls.__name__), info.module_cls
+    raised = 0
     for training in (True, False):
         errors = info.module_error_inputs_func(
             info, device="cpu", dtype=torch.float32, requires_grad=False, training=training
@@ -278,5 +301,6 @@ def test_module_error_inputs(info):
                     )
                     for kind in (ours_class, theirs_class)
                 )
-            assert expected is not None
             assert type(actual) is type(expected), f"torch: {expected!r}\nours: {actual!r}"
+            raised += expected is not None  # some raise in training only
+    assert raised
