@@ -4,6 +4,7 @@
 #include "algorithm_choice.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace convlab {
 
@@ -15,7 +16,6 @@ std::string size(const int64_t (&values)[kMaxSpatial]) {
 
 std::string winograd_refusal(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
-  if (problem.pass == Pass::backward_weight) return "winograd has no backward-weight pass";
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
     return "winograd needs a 2-D 3x3 kernel, but the kernel is " + size(g.kernel) + " on an input of " + size(g.input);
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
@@ -38,14 +38,16 @@ double in_whole_vectors(int64_t channels) { return static_cast<double>((channels
 double winograd_cost(const ConvProblem& problem) {
   constexpr double points = 36, per_input = 12, per_output = 12, per_weight = 7;
   const ConvGeometry& g = problem.geometry;
-  const bool forward = problem.pass == Pass::forward;
+  const bool forward = problem.pass != Pass::backward_input;
   const int64_t* written = forward ? g.output : g.input;
   const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
   const double tiles = static_cast<double>(g.batch * ((written[1] + 3) / 4) * ((written[2] + 3) / 4));
   const double read = static_cast<double>(read_channels);
   const double c = in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
-  const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight;
+  // Backward weight reads and writes its sums once per round of 128 tiles.
+  const double rounds = problem.pass == Pass::backward_weight ? 1 + std::ceil(tiles / 128) : 1;
+  const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
   return points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
 }
 
@@ -54,7 +56,8 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double per_gathered = 8;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
-  return static_cast<double>(g.multiply_adds()) * (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
+  return static_cast<double>(g.multiply_adds()) *
+         (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
 }
 
 }  // namespace

@@ -6,10 +6,10 @@
 // An algorithm may refuse a problem; `refusal()` in ops/convolution.cpp asks it and returns the reason.
 #pragma once
 
-#define CONVLAB_FOR_EACH_ALGORITHM(X)                                                                              \
-  X(naive, "the definition: a patch of the input times a filter, one output at a time; never vectorised")          \
+#define CONVLAB_FOR_EACH_ALGORITHM(X)                                                                                \
+  X(naive, "the definition: a patch of the input times a filter, one output at a time; never vectorised")            \
   X(implicit_gemm, "blocked matrix product whose patch matrix exists only as a packed panel in cache; any geometry") \
-  X(winograd, "F(4x4, 3x3): a quarter of the multiplications; forward and backward input of 3x3 layers with stride 1") \
+  X(winograd, "F(4x4, 3x3): a quarter of the multiplications; 3x3 layers with stride 1")                             \
   X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels")
 
 namespace convlab {

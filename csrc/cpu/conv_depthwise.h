@@ -86,8 +86,8 @@ class DepthwiseChannelsLast {
   static constexpr int kPixels = 8;
 
   struct Scratch {
-    const T** lines;     // read by the taps that lie inside the tensor
-    const A** weights;   // of their first tap
+    const T** lines;    // read by the taps that lie inside the tensor
+    const A** weights;  // of their first tap
     int64_t count;
   };
   Scratch carve(Carver& carver) const {
@@ -118,8 +118,8 @@ class DepthwiseChannelsLast {
         if (Border && (at < 0 || at >= t_.read_size[2])) continue;
         const T* source = s.lines[i] + at * channels_ + c;
         const vec<A> weight = load(s.weights[i] + axis.tap(j) * pitch_ + c);
-        CONVLAB_UNROLL for (int p = 0; p < Count; ++p)
-          sum[p] = fma(Whole ? load(source + p * step) : load_partial(source + p * step, left), weight, sum[p]);
+        CONVLAB_UNROLL for (int p = 0; p < Count; ++p) sum[p] =
+            fma(Whole ? load(source + p * step) : load_partial(source + p * step, left), weight, sum[p]);
       }
     CONVLAB_UNROLL for (int p = 0; p < Count; ++p) {
       T* to = target + (x + p) * axis.step * channels_ + c;
@@ -213,8 +213,8 @@ class DepthwiseWeightChannelsLast {
       int64_t i = 0;
       if (left >= lanes<A>) {
         for (; i + 4 <= count; i += 4)
-          CONVLAB_UNROLL for (int u = 0; u < 4; ++u)
-            sum[u] = fma(load(g + (i + u) * channels_ + c), load(from + (i + u) * step + c), sum[u]);
+          CONVLAB_UNROLL for (int u = 0; u < 4; ++u) sum[u] =
+              fma(load(g + (i + u) * channels_ + c), load(from + (i + u) * step + c), sum[u]);
         for (; i < count; ++i) sum[0] = fma(load(g + i * channels_ + c), load(from + i * step + c), sum[0]);
       } else {
         for (; i < count; ++i)

@@ -2,12 +2,12 @@
 //
 // Idea: copy a plane of what is read into scratch, padded with zeros and split by residue modulo the stride:
 // position stride*i + q of an axis goes to slot i + q/stride of residue q % stride. Then every tap is a shift: flat
-// output i is the sum over taps of plane[shift(tap) + i] * weight[tap], whatever the stride, dilation, padding or number
-// of dimensions, with no borders to look at; each line ends in a few columns that are computed and thrown away. Short
-// lines fill vectors together. The weight gradient is one dot product per tap of the same two planes.
-// Cost: one load per multiply-add, and each tensor once through the cache. Memory: per thread a band of a plane of at
-// most kBandElements elements (or one line's worth), plus its outputs.
-// Limits: long 1-D kernels (taps in the hundreds) would rather use a Fourier transform.
+// output i is the sum over taps of plane[shift(tap) + i] * weight[tap], whatever the stride, dilation, padding or
+// number of dimensions, with no borders to look at; each line ends in a few columns that are computed and thrown away.
+// Short lines fill vectors together. The weight gradient is one dot product per tap of the same two planes. Cost: one
+// load per multiply-add, and each tensor once through the cache. Memory: per thread a band of a plane of at most
+// kBandElements elements (or one line's worth), plus its outputs. Limits: long 1-D kernels (taps in the hundreds) would
+// rather use a Fourier transform.
 #pragma once
 #include "conv_gather.h"
 
@@ -47,10 +47,10 @@ class DepthwisePlanes {
 
   // Where the taps of a band of pixels find what they read.
   struct Band {
-    Phase phase;                     // restricted to the band's pixels
-    int64_t lowest[kMaxSpatial];     // smallest offset of a tap
-    int64_t slots[kMaxSpatial];      // per residue
-    int64_t residues[kMaxSpatial];   // that any tap reads
+    Phase phase;                    // restricted to the band's pixels
+    int64_t lowest[kMaxSpatial];    // smallest offset of a tap
+    int64_t slots[kMaxSpatial];     // per residue
+    int64_t residues[kMaxSpatial];  // that any tap reads
 
     explicit Band(const Phase& p) : phase(p) {
       for (int axis = 0; axis < kMaxSpatial; ++axis) {
@@ -84,9 +84,9 @@ class DepthwisePlanes {
   struct Scratch {
     A* plane;
     A* outputs;
-    A* weights;       // of the band's taps
+    A* weights;  // of the band's taps
     int64_t* shifts;
-    double* sums;     // of the kernel's taps
+    double* sums;  // of the kernel's taps
   };
 
   static ConvArguments<T> as_forward(ConvArguments<T> arguments) {
@@ -95,9 +95,7 @@ class DepthwisePlanes {
   }
 
   // The axis whose pixels are cut into bands, and how many of them a band has.
-  static int band_axis(const Phase& phase) {
-    return phase.axis[0].count > 1 ? 0 : phase.axis[1].count > 1 ? 1 : 2;
-  }
+  static int band_axis(const Phase& phase) { return phase.axis[0].count > 1 ? 0 : phase.axis[1].count > 1 ? 1 : 2; }
   static int64_t band_count(const Phase& phase) {
     const int axis = band_axis(phase);
     const int64_t all = phase.axis[axis].count;
@@ -217,8 +215,10 @@ class DepthwisePlanes {
     for (int64_t z = 0; z < axis[0].count; ++z)
       for (int64_t y = 0; y < axis[1].count; ++y) {
         const A* from = outputs + (z * band.slots[1] + y) * band.slots[2];
-        T* to = written + ((axis[0].first + z * axis[0].step) * t_.written_size[1] + axis[1].first + y * axis[1].step) *
-                              t_.written_size[2] + axis[2].first;
+        T* to = written +
+                ((axis[0].first + z * axis[0].step) * t_.written_size[1] + axis[1].first + y * axis[1].step) *
+                    t_.written_size[2] +
+                axis[2].first;
         int64_t x = 0;
         if (axis[2].step == 1) {
           for (; x + lanes<A> <= axis[2].count; x += lanes<A>) store(to + x, load(from + x));
@@ -263,8 +263,8 @@ class DepthwisePlanes {
   static A dot(const A* a, const A* b, int64_t count) {
     vec<A> sum[4] = {};
     for (int64_t i = 0; i < count; i += 4 * lanes<A>)  // `a` is zero behind its end
-      CONVLAB_UNROLL for (int v = 0; v < 4; ++v)
-        sum[v] = fma(load(a + i + v * lanes<A>), load(b + i + v * lanes<A>), sum[v]);
+      CONVLAB_UNROLL for (int v = 0; v < 4; ++v) sum[v] =
+          fma(load(a + i + v * lanes<A>), load(b + i + v * lanes<A>), sum[v]);
     return sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 

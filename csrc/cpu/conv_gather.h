@@ -11,9 +11,9 @@ namespace convlab::cpu::CONVLAB_ISA {
 struct Run {
   int64_t n, z, y, x;  // first pixel, in the phase's coordinates
   int64_t length;
-  int64_t column;      // of the first pixel in the block
-  int64_t target;      // where column 0 of the run goes in row 0 of the gathered matrix
-  int64_t pitch;       // from one gathered row to the next
+  int64_t column;  // of the first pixel in the block
+  int64_t target;  // where column 0 of the run goes in row 0 of the gathered matrix
+  int64_t pitch;   // from one gathered row to the next
 };
 
 template <class A, int... Lane>
@@ -85,8 +85,7 @@ void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, 
           const int64_t begin = outside ? run->length : inside.begin, end = outside ? begin : inside.end;
           const int64_t tap = (jz * lines + jy) * plane + jx;
           A* row = matrix + run->target + tap * tap_rows * run->pitch;
-          const T* from = source.data + run->n * source.batch_stride +
-                          (z * source.size[1] + y) * source.size[2] + x;
+          const T* from = source.data + run->n * source.batch_stride + (z * source.size[1] + y) * source.size[2] + x;
           for (int64_t c = 0; c < source.channels; ++c) {
             for (int64_t i = 0; i < begin; ++i) row[i] = 0;
             if (step == 1)

@@ -54,8 +54,8 @@ class GemmChannelsFirst {
   void prepare(void*, int64_t task) const {
     const int64_t taps = t_.geometry.taps(), tap = task % taps, group = task / taps;
     A* target = packed(group, tap);
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, 0, 0) +
-                      tap * arguments_.weight_stride_tap;
+    const T* source =
+        arguments_.weight + t_.weight_offset(arguments_, group, 0, 0) + tap * arguments_.weight_stride_tap;
     const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
     const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
     if (written_stride == 1 && t_.read_channels % lanes<A> == 0) {
@@ -105,9 +105,9 @@ class GemmChannelsFirst {
   static constexpr int64_t kMaxBlockRows = 170 * kTileRows;
 
   struct Scratch {
-    A* panels;        // [panel][gathered row][pixel]
-    A* staged;        // [row][pixel]
-    const A** rows;   // [tap][row of a tile]
+    A* panels;       // [panel][gathered row][pixel]
+    A* staged;       // [row][pixel]
+    const A** rows;  // [tap][row of a tile]
     const A** panel_segments;
     A** outputs;
     Run* runs;
@@ -139,8 +139,8 @@ class GemmChannelsFirst {
       const int64_t panel = column / kPanel<A>, in_panel = column % kPanel<A>;
       const int64_t pitch = panel_width<A>(pixels, panel);
       const int64_t length = std::min({pixel.left_in_row(), pixels - column, kPanel<A> - in_panel});
-      runs[count++] = {pixel.n, pixel.z, pixel.y, pixel.x, length, column,
-                       panel * kPanel<A> * gathered_rows + in_panel, pitch};
+      runs[count++] = {pixel.n, pixel.z, pixel.y, pixel.x, length, column, panel * kPanel<A> * gathered_rows + in_panel,
+                       pitch};
       pixel.advance(length);
       column += length;
     }
@@ -200,7 +200,8 @@ class GemmChannelsFirst {
     for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
       for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
         for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx) {
-          const A* tap = packed(group, t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)));
+          const A* tap =
+              packed(group, t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)));
           for (int64_t r = 0; r < height; ++r) *rows++ = tap + (first + r) * t_.read_channels;
         }
   }

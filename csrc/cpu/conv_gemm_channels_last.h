@@ -56,8 +56,8 @@ class GemmChannelsLast {
     const int width = panel_width<A>(t_.written_channels, panel);
     A* target = packed(group, panel) + tap * t_.read_channels * width;
     const int64_t first = panel * kPanel<A>, columns = std::min<int64_t>(width, t_.written_channels - first);
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, 0, first) +
-                      tap * arguments_.weight_stride_tap;
+    const T* source =
+        arguments_.weight + t_.weight_offset(arguments_, group, 0, first) + tap * arguments_.weight_stride_tap;
     const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
     const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
     if (read_stride == 1) {
@@ -103,14 +103,14 @@ class GemmChannelsLast {
   static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
 
   struct Scratch {
-    const A** rows;     // [tile][segment][row of the tile]
-    const A** panels;   // [segment]
-    T** outputs;        // [row]
-    A** tile_outputs;   // [row of a tile]
+    const A** rows;    // [tile][segment][row of the tile]
+    const A** panels;  // [segment]
+    T** outputs;       // [row]
+    A** tile_outputs;  // [row of a tile]
     A* zeros;
-    A* staged;          // [row][column], where results cannot be written in place
-    A* bias;            // one panel of it
-    A* patches;         // [row][tap, channel]
+    A* staged;   // [row][column], where results cannot be written in place
+    A* bias;     // one panel of it
+    A* patches;  // [row][tap, channel]
   };
 
   Scratch carve(Carver& carver) const {
@@ -233,15 +233,17 @@ class GemmChannelsLast {
       for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
         for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
           for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx)
-            s.panels[j++] = weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) *
-                                          t_.read_channels * width;
+            s.panels[j++] =
+                weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) *
+                              t_.read_channels * width;
     }
     if (t_.bias)
       for (int64_t j = 0; j < width; ++j)
         s.bias[j] = j < columns ? to_accumulate(t_.bias[group * t_.written_channels + first_column + j]) : A(0);
 
     const int64_t count = segments(phase), depth = segment_depth();
-    const int64_t chunk = std::min(depth, kDepth), together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
+    const int64_t chunk = std::min(depth, kDepth),
+                  together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
     const int64_t tiles = divide_up(rows, kTileRows);
     TileProduct<A> product;
     product.panels = s.panels;
@@ -269,7 +271,8 @@ class GemmChannelsLast {
         }
       }
     if (!in_place)
-      for (int64_t r = 0; r < rows; ++r) store_converted(s.staged + r * kPanel<A>, s.outputs[r] + first_column, columns);
+      for (int64_t r = 0; r < rows; ++r)
+        store_converted(s.staged + r * kPanel<A>, s.outputs[r] + first_column, columns);
   }
 
   static void store_converted(const A* source, T* target, int64_t count) {

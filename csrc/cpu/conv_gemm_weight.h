@@ -101,8 +101,8 @@ class GemmWeight {
   static constexpr int64_t kRowPitch = kBlockPixels + lanes<A>;  // off a power of two: rows would share cache sets
 
   struct Scratch {
-    A* gathered;      // channels last: [panel][pixel][column]; channels first: [row][pixel]
-    A* gradient;      // channels last: [filter/lanes][pixel][lane]; channels first: [panel][pixel][filter]
+    A* gathered;  // channels last: [panel][pixel][column]; channels first: [row][pixel]
+    A* gradient;  // channels last: [filter/lanes][pixel][lane]; channels first: [panel][pixel][filter]
     Run* runs;
     const A** pixels;  // unused channels first
     A** outputs;
@@ -113,7 +113,7 @@ class GemmWeight {
     const int64_t taps = geometry_.taps();
     const int64_t gathered = last_ ? kSplitPanels * kPanel<A> * kBlockPixels : split_size_ * taps * kRowPitch;
     const int64_t gradient = round_up(filters_, lanes<A>) * (kBlockPixels + 1);
-    return {carver.take<A>(gathered),         carver.take<A>(gradient),  carver.take<Run>(kBlockPixels),
+    return {carver.take<A>(gathered),         carver.take<A>(gradient),   carver.take<Run>(kBlockPixels),
             carver.take<const A*>(kTileRows), carver.take<A*>(kTileRows), carver.take<const A*>(kTileRows)};
   }
 
@@ -148,8 +148,7 @@ class GemmWeight {
           s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A>;
           s.outputs[r] = partial(chunk, group, row + r) + column;
         }
-        tile_kernel<A, lanes<A>>(static_cast<int>(height),
-                                 panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
+        tile_kernel<A, lanes<A>>(static_cast<int>(height), panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
       }
     }
   }

@@ -12,11 +12,12 @@
 namespace convlab::cpu {
 
 struct ConvPlan {
-  int64_t prepare_tasks = 0;   // 0: no prepare step
+  int64_t rounds = 1;         // prepare and run are repeated, with arguments.round counting; finish comes once
+  int64_t prepare_tasks = 0;  // 0: no prepare step
   int64_t run_tasks = 0;
-  int64_t finish_tasks = 0;    // 0: no finish step
-  int64_t shared_bytes = 0;    // workspace that all threads see
-  int64_t scratch_bytes = 0;   // workspace of one thread
+  int64_t finish_tasks = 0;   // 0: no finish step
+  int64_t shared_bytes = 0;   // workspace that all threads see
+  int64_t scratch_bytes = 0;  // workspace of one thread
 };
 
 // The pass decides which of input, weight and output is written; the other two are only read.
@@ -33,6 +34,7 @@ struct ConvArguments {
   const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* shared = nullptr;
+  int64_t round = 0;
   int threads = 1;  // how finely to cut tasks; never how to order a sum
 
   int64_t weight_stride_filter() const { return geometry.in_channels_per_group() * geometry.taps(); }

@@ -12,9 +12,9 @@
 namespace convlab::cpu::CONVLAB_ISA {
 
 struct AxisPhase {
-  int64_t first, step, count;        // written pixels first + step*i, i < count
-  int64_t read_step;                 // pixel i reads read_step*i + offset of the tap
-  int64_t taps;                      // of this phase: tap_first + tap_step*j, j < taps
+  int64_t first, step, count;  // written pixels first + step*i, i < count
+  int64_t read_step;           // pixel i reads read_step*i + offset of the tap
+  int64_t taps;                // of this phase: tap_first + tap_step*j, j < taps
   int64_t tap_first, tap_step;
   int64_t offset_first, offset_step;
 
@@ -34,7 +34,7 @@ inline AxisPhase axis_phase(const ConvGeometry& g, Pass pass, int axis, int64_t 
     return {0, 1, g.output[axis], g.stride[axis], g.kernel[axis], 0, 1, -g.padding[axis], g.dilation[axis]};
   const int64_t stride = g.stride[axis], dilation = g.dilation[axis];
   AxisPhase phase{residue, stride, residue < g.input[axis] ? (g.input[axis] - residue - 1) / stride + 1 : 0, 1, 0, 0, 1,
-                  0, 0};
+                  0,       0};
   // Taps with t*dilation == residue + padding (mod stride): the first by search, the others periodically.
   int64_t period = 1;
   while (period * dilation % stride != 0) ++period;
@@ -145,8 +145,9 @@ struct PixelWalk {
   int64_t left_in_row() const { return phase.axis[2].count - x; }
   // Offset of the pixel in the written tensor's image of one channel.
   int64_t written_pixel(const int64_t* size) const {
-    return ((phase.axis[0].first + z * phase.axis[0].step) * size[1] + phase.axis[1].first +
-            y * phase.axis[1].step) * size[2] + phase.axis[2].first + x * phase.axis[2].step;
+    return ((phase.axis[0].first + z * phase.axis[0].step) * size[1] + phase.axis[1].first + y * phase.axis[1].step) *
+               size[2] +
+           phase.axis[2].first + x * phase.axis[2].step;
   }
 };
 

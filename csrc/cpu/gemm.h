@@ -25,21 +25,20 @@ struct TileProduct {
   const A* const* rows = nullptr;    // [segments][rows of the tile]
   const A* const* panels = nullptr;  // [segments], each [depth][vectors * lanes]
   int64_t segments = 1, depth = 0;
-  int64_t row_offset = 0;            // added to every row pointer, in elements
-  int64_t panel_offset = 0;          // added to every panel pointer
-  A* const* outputs = nullptr;       // [rows of the tile]
+  int64_t row_offset = 0;       // added to every row pointer, in elements
+  int64_t panel_offset = 0;     // added to every panel pointer
+  A* const* outputs = nullptr;  // [rows of the tile]
   int64_t output_offset = 0;
-  bool accumulate = false;           // add to the outputs instead of overwriting them
-  const A* column_start = nullptr;   // added once per column, or null
-  const A* row_start = nullptr;      // added once per row, or null
+  bool accumulate = false;          // add to the outputs instead of overwriting them
+  const A* column_start = nullptr;  // added once per column, or null
+  const A* row_start = nullptr;     // added once per row, or null
 };
 
 // Step: distance in memory of successive reduction elements of a row.
 template <class A, int Rows, int Vectors, int Step>
 void multiply_tile(const TileProduct<A>& t) {
   vec<A> sum[Rows][Vectors];
-  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r)
-    CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
+  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
   const A* const* rows = t.rows;
   for (int64_t segment = 0; segment < t.segments; ++segment, rows += Rows) {
     const A* row[Rows];

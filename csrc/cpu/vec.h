@@ -149,7 +149,7 @@ CONVLAB_INLINE A sum_lanes(vec<A> v) {  // pairwise, always in the same order
   A value[lanes<A>];
   store(value, v);
   CONVLAB_UNROLL for (int half = lanes<A> / 2; half > 0; half /= 2)
-    CONVLAB_UNROLL for (int lane = 0; lane < half; ++lane) value[lane] += value[lane + half];
+      CONVLAB_UNROLL for (int lane = 0; lane < half; ++lane) value[lane] += value[lane + half];
   return value[0];
 }
 

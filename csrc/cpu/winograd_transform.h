@@ -46,6 +46,24 @@ struct WinogradMatrices {
 template <int M, int R>
 constexpr WinogradMatrices<M, R> winograd{};
 
+// The transposes of G and A^T, for the weight gradient.
+template <int Outputs, int Taps>
+struct WinogradAdjoint {
+  static constexpr int M = Outputs, R = Taps, N = Outputs + Taps - 1;
+  double weight[R][N]{};
+  double output[N][M]{};
+
+  constexpr WinogradAdjoint() {
+    for (int j = 0; j < N; ++j) {
+      for (int i = 0; i < R; ++i) weight[i][j] = winograd<M, R>.weight[j][i];
+      for (int i = 0; i < M; ++i) output[j][i] = winograd<M, R>.output[i][j];
+    }
+  }
+};
+
+template <int M, int R>
+constexpr WinogradAdjoint<M, R> winograd_adjoint{};
+
 // Even columns equal and odd ones opposite: what the points p and -p make of two rows.
 template <int Rows, int Columns>
 constexpr bool mirrored(const double (&matrix)[Rows][Columns], int row) {

@@ -19,8 +19,8 @@ using OptionalTensor = std::optional<Tensor>;
 namespace {
 
 Layout joint_layout(const Tensor& first, const Tensor& second) {
-  const bool last = layout_of(with_height(first)) == Layout::channels_last ||
-                    layout_of(with_height(second)) == Layout::channels_last;
+  const bool last =
+      layout_of(with_height(first)) == Layout::channels_last || layout_of(with_height(second)) == Layout::channels_last;
   return last ? Layout::channels_last : Layout::channels_first;
 }
 
@@ -78,15 +78,18 @@ void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
   const auto kernels = cpu::conv_kernels<T>().algorithm[static_cast<int>(algorithm)];
   const cpu::ConvPlan plan = kernels.plan(arguments);
   arguments.shared = thread_scratch(0, plan.shared_bytes);
-  const int64_t cost = arguments.geometry.multiply_adds() / std::max<int64_t>(1, plan.run_tasks) + 1;
+  const int64_t cost = arguments.geometry.multiply_adds() / plan.rounds / std::max<int64_t>(1, plan.run_tasks) + 1;
   const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerThread / cost);
   const int64_t copied = plan.shared_bytes / 4 / std::max<int64_t>(1, plan.prepare_tasks) + 1;
   const int64_t copy_grain = std::max<int64_t>(1, kMultiplyAddsPerThread / 4 / copied);
-  parallel(plan.prepare_tasks, copy_grain,
-           [&](int64_t begin, int64_t end) { kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end); });
-  parallel(plan.run_tasks, grain, [&](int64_t begin, int64_t end) {
-    kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
-  });
+  for (arguments.round = 0; arguments.round < plan.rounds; ++arguments.round) {
+    parallel(plan.prepare_tasks, copy_grain, [&](int64_t begin, int64_t end) {
+      kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
+    });
+    parallel(plan.run_tasks, grain, [&](int64_t begin, int64_t end) {
+      kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
+    });
+  }
   parallel(plan.finish_tasks, copy_grain, [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
 }
 
@@ -149,16 +152,15 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTens
 
 Tensor convolution_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
                         SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view) {
-  const auto size =
-      check_convolution<SymInt>(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
+  const auto size = check_convolution<SymInt>(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<SymInt>(bias, input, weight.sym_size(0), weight.sym_sizes());
   return empty_in_layout(SymIntArrayRef(size), input, joint_layout(input, weight));
 }
 
 Tensor convolution_backward_input(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& bias,
-                                  IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
-                                  IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
+                                  IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                  int64_t groups, std::string_view algorithm) {
   const auto size = check_convolution<int64_t>(input_size, weight.sizes(), stride, padding, dilation, groups);
   check_size<int64_t>("grad_output", grad_output.sizes(), size);
   check_same_type("grad_output", grad_output, "weight", weight);

@@ -1,0 +1,255 @@
+// Winograd's backward-weight pass: the adjoint of F(4x4, 3x3) in its weights.
+//
+// With y = A^T [(G w G^T) * (B^T x B)] A, the gradient of w is G^T [ sum over tiles of (B^T x B) * (A dy A^T) ] G. So
+// both tensors are transformed tile by tile, 36 products sum over tiles, and the sums are transformed back once.
+// Tiles come in rounds of at most kRoundTiles: the threads first transform the round's tiles of both tensors into
+// shared memory, then every block of sums (some input channels x a panel of filters, all 36 points) adds the round's
+// products to itself. A block belongs to one task, so there is no reduction: same bits for every number of threads.
+// Cost: multiply_adds()/4 plus the transforms and, per round, reading and writing the sums.
+// Memory: 4 x the weights for the sums, and 36 x kRoundTiles x (input channels + filters).
+// Limits: as in conv_winograd_tiles.h; each chain of additions covers one round.
+#pragma once
+#include "conv_winograd_tiles.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+template <class T>
+class WinogradWeight {
+ public:
+  using A = accumulate_t<T>;
+  static constexpr int M = 4, R = 3, N = M + R - 1, kPoints = N * N;
+
+  explicit WinogradWeight(const ConvArguments<T>& arguments) : arguments_(arguments), g_(arguments.geometry) {
+    last_ = arguments.layout == Layout::channels_last;
+    channels_ = g_.in_channels_per_group();
+    filters_ = g_.out_channels_per_group();
+    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(g_.output[axis + 1], M);
+    tile_rows_ = g_.batch * tiles_[0];
+    // A round is whole rows of tiles.
+    round_rows_ = std::min(tile_rows_, std::max<int64_t>(1, kRoundTiles / tiles_[1]));
+    rounds_ = divide_up(tile_rows_, round_rows_);
+    round_rows_ = divide_up(tile_rows_, rounds_);
+    round_tiles_ = round_rows_ * tiles_[1];
+    channel_blocks_ = divide_up(channels_, lanes<A>);
+    panels_ = divide_up(filters_, kPanel<A>);
+    block_pitch_ = round_tiles_ * lanes<A> + lanes<A>;
+  }
+
+  ConvPlan plan() const {
+    ConvPlan plan;
+    plan.rounds = rounds_;
+    plan.prepare_tasks = g_.groups * round_rows_ * 2;
+    plan.run_tasks = g_.groups * channel_blocks_ * panels_;
+    plan.finish_tasks = g_.groups * channel_blocks_ * panels_;
+    Carver count(nullptr);
+    carve_shared(count);
+    plan.shared_bytes = count.used();
+    Carver scratch(nullptr);
+    carve(scratch);
+    plan.scratch_bytes = scratch.used();
+    return plan;
+  }
+
+  // One row of tiles, of the input or of grad_output.
+  void prepare(void* scratch, int64_t task) const {
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    const Shared shared = carve_shared();
+    const int64_t row = task / 2 % round_rows_, group = task / 2 / round_rows_;
+    const int64_t index = arguments_.round * round_rows_ + row, first = row * tiles_[1];
+    const bool input = task % 2 == 0;
+    A* target = input ? shared.input + group * kPoints * channel_blocks_ * block_pitch_
+                      : shared.gradient + group * kPoints * panels_ * panel_size();
+    if (index >= tile_rows_) {
+      clear(input, target, first);
+      return;
+    }
+    const int64_t n = index / tiles_[0], y = index % tiles_[0] * M;
+    if (input)
+      transform_input(group, n, y, first, target, s);
+    else
+      transform_gradient(group, n, y, first, target, s);
+  }
+
+  // All points of one block of sums.
+  void run(void*, int64_t task) const {
+    const Shared shared = carve_shared();
+    const int64_t panel = task % panels_, block = task / panels_ % channel_blocks_;
+    const int64_t group = task / panels_ / channel_blocks_;
+    const int width = panel_width<A>(filters_, panel);
+    const int64_t rows = std::min<int64_t>(lanes<A>, channels_ - block * lanes<A>), tiles = divide_up(rows, kTileRows);
+    A* sums = shared.sums + task * sums_size();
+    const A* row[kTileRows];
+    A* output[kTileRows];
+    TileProduct<A> product;
+    product.rows = row;
+    product.outputs = output;
+    product.depth = round_tiles_;
+    product.accumulate = arguments_.round > 0;
+    for (int p = 0; p < kPoints; ++p) {
+      const A* input = shared.input + ((group * kPoints + p) * channel_blocks_ + block) * block_pitch_;
+      const A* gradient = shared.gradient + ((group * kPoints + p) * panels_ + panel) * panel_size();
+      product.panels = &gradient;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t begin = rows * tile / tiles, height = rows * (tile + 1) / tiles - begin;
+        for (int64_t r = 0; r < height; ++r) {
+          row[r] = input + begin + r;
+          output[r] = sums + (p * lanes<A> + begin + r) * kPanel<A>;
+        }
+        tile_kernel<A, lanes<A>>(static_cast<int>(height), width / lanes<A>)(product);
+      }
+    }
+  }
+
+  // G^T sums G of one block, into the weight.
+  void finish(int64_t task) const {
+    constexpr const auto& matrices = winograd_adjoint<M, R>;
+    const int64_t panel = task % panels_, block = task / panels_ % channel_blocks_;
+    const int64_t group = task / panels_ / channel_blocks_;
+    const int width = panel_width<A>(filters_, panel);
+    const int64_t rows = std::min<int64_t>(lanes<A>, channels_ - block * lanes<A>);
+    const A* sums = carve_shared().sums + task * sums_size();
+    for (int64_t c = 0; c < rows; ++c)
+      for (int lane = 0; lane < width; lane += lanes<A>) {
+        vec<A> half[R * N], w[R * R];
+        for (int x = 0; x < N; ++x) {
+          vec<A> u[N];
+          CONVLAB_UNROLL for (int y = 0; y < N; ++y) u[y] =
+              load(sums + ((y * N + x) * lanes<A> + c) * kPanel<A> + lane);
+          transform<A>(matrices.weight, u, 1, half + x, N);
+        }
+        CONVLAB_UNROLL for (int y = 0; y < R; ++y) transform<A>(matrices.weight, half + y * N, 1, w + y * R, 1);
+        const int64_t first = panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
+        T* target = arguments_.weight + (group * filters_ + first) * arguments_.weight_stride_filter() +
+                    (block * lanes<A> + c) * arguments_.weight_stride_channel;
+        for (int tap = 0; tap < R * R; ++tap) {
+          A values[lanes<A>];
+          store(values, w[tap]);
+          for (int64_t k = 0; k < count; ++k)
+            target[k * arguments_.weight_stride_filter() + tap * arguments_.weight_stride_tap] =
+                from_accumulate<T>(values[k]);
+        }
+      }
+  }
+
+ private:
+  static constexpr int64_t kRoundTiles = 128;
+
+  struct Shared {
+    A* input;     // [group][point][channel/lanes][tile][lane]
+    A* gradient;  // [group][point][panel][tile][filter of the panel]
+    A* sums;      // [task][point][channel of the block][filter of the panel]
+  };
+  Shared carve_shared(Carver& carver) const {
+    return {carver.take<A>(g_.groups * kPoints * channel_blocks_ * block_pitch_),
+            carver.take<A>(g_.groups * kPoints * panels_ * panel_size()),
+            carver.take<A>(g_.groups * channel_blocks_ * panels_ * sums_size())};
+  }
+  Shared carve_shared() const {
+    Carver carver(arguments_.shared);
+    return carve_shared(carver);
+  }
+  struct Scratch {
+    A* strip;  // [y][x][channel], channels first only
+  };
+  Scratch carve(Carver& carver) const {
+    return {carver.take<A>(last_ ? 0 : N * (tiles_[1] * M + R - 1) * strip_stride())};
+  }
+  int64_t strip_stride() const { return round_up(std::max(channels_, filters_), lanes<A>) + lanes<A>; }
+  int64_t panel_size() const { return round_tiles_ * kPanel<A> + lanes<A>; }
+  static constexpr int64_t sums_size() { return kPoints * lanes<A> * kPanel<A>; }
+
+  // A row of tiles behind the last: its products must be zero.
+  void clear(bool input, A* target, int64_t first) const {
+    for (int64_t p = 0; p < kPoints; ++p) {
+      for (int64_t b = 0; input && b < channel_blocks_; ++b) {
+        A* begin = target + (p * channel_blocks_ + b) * block_pitch_ + first * lanes<A>;
+        std::fill(begin, begin + tiles_[1] * lanes<A>, A(0));
+      }
+      for (int64_t b = 0; !input && b < panels_; ++b) {
+        const int width = panel_width<A>(filters_, b);
+        A* begin = target + (p * panels_ + b) * panel_size() + first * width;
+        std::fill(begin, begin + tiles_[1] * width, A(0));
+      }
+    }
+  }
+
+  void transform_input(int64_t group, int64_t n, int64_t y, int64_t first, A* target, const Scratch& s) const {
+    const Plane<T> plane = {arguments_.input, g_.groups, channels_, g_.input[1], g_.input[2]};
+    each_tile<N>(plane, group, n, y - g_.padding[1], -g_.padding[2], s, [&](int64_t tile, const auto& load_pixel) {
+      for (int64_t c = 0; c < channels_; c += lanes<A>) {
+        vec<A> half[N * N], d[N], point[N];
+        for (int i = 0; i < N; ++i) {
+          for (int j = 0; j < N; ++j) d[j] = load_pixel(i, j, c);
+          transform<A>(winograd<M, R>.input, d, 1, half + i * N, 1);
+        }
+        A* to = target + c / lanes<A> * block_pitch_ + (first + tile) * lanes<A>;
+        for (int j = 0; j < N; ++j) {
+          transform<A>(winograd<M, R>.input, half + j, N, point, 1);
+          for (int i = 0; i < N; ++i) store(to + (i * N + j) * channel_blocks_ * block_pitch_, point[i]);
+        }
+      }
+    });
+  }
+
+  void transform_gradient(int64_t group, int64_t n, int64_t y, int64_t first, A* target, const Scratch& s) const {
+    const Plane<T> plane = {arguments_.output, g_.groups, filters_, g_.output[1], g_.output[2]};
+    each_tile<M>(plane, group, n, y, 0, s, [&](int64_t tile, const auto& load_pixel) {
+      for (int64_t k = 0; k < filters_; k += lanes<A>) {
+        vec<A> half[M * N], d[M], point[N];
+        for (int i = 0; i < M; ++i) {
+          for (int j = 0; j < M; ++j) d[j] = load_pixel(i, j, k);
+          transform<A>(winograd_adjoint<M, R>.output, d, 1, half + i * N, 1);
+        }
+        const int64_t panel = k / kPanel<A>;
+        const int width = panel_width<A>(filters_, panel);
+        A* to = target + panel * panel_size() + (first + tile) * width + k % kPanel<A>;
+        for (int j = 0; j < N; ++j) {
+          transform<A>(winograd_adjoint<M, R>.output, half + j, N, point, 1);
+          for (int i = 0; i < N; ++i) store(to + (i * N + j) * panels_ * panel_size(), point[i]);
+        }
+      }
+    });
+  }
+
+  template <class U>
+  struct Plane {
+    const U* data;
+    int64_t groups, channels, height, width;
+  };
+
+  // Calls visit(tile, load_pixel) for a row of tiles of Size x Size pixels whose first corner is (y, x);
+  // load_pixel(i, j, channel) is a vector of channels, zeros outside the image.
+  template <int Size, class Visit>
+  void each_tile(const Plane<T>& plane, int64_t group, int64_t n, int64_t y, int64_t x, const Scratch& s,
+                 const Visit& visit) const {
+    const int64_t channels = plane.channels;
+    if (last_) {
+      const int64_t stride = channels * plane.groups;
+      const T* image = plane.data + n * plane.height * plane.width * stride + group * channels;
+      for (int64_t tile = 0; tile < tiles_[1]; ++tile) {
+        const int64_t left = x + tile * M;
+        visit(tile, [&](int i, int j, int64_t c) {
+          const int64_t row = y + i, column = left + j;
+          if (row < 0 || row >= plane.height || column < 0 || column >= plane.width) return vec<A>{};
+          const T* from = image + (row * plane.width + column) * stride + c;
+          return c + lanes<A> <= channels ? load(from) : load_partial(from, channels - c);
+        });
+      }
+      return;
+    }
+    const int64_t columns = tiles_[1] * M + R - 1, stride = strip_stride();
+    const T* image = plane.data + (n * plane.groups + group) * channels * plane.height * plane.width;
+    fill_strip<Size>(image, channels, plane.height, plane.width, y, x, columns, stride, s.strip);
+    for (int64_t tile = 0; tile < tiles_[1]; ++tile)
+      visit(tile, [&](int i, int j, int64_t c) { return load(s.strip + (i * columns + tile * M + j) * stride + c); });
+  }
+
+  const ConvArguments<T>& arguments_;
+  const ConvGeometry& g_;
+  bool last_;
+  int64_t channels_, filters_, tiles_[2], tile_rows_, round_rows_, rounds_, round_tiles_, channel_blocks_, panels_;
+  int64_t block_pitch_;
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA
