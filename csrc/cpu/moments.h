@@ -164,8 +164,9 @@ CONVLAB_INLINE V normalized(V x, V mean, V scale, V shift) {
 // the arguments: stores may alias those, which would then be read again for every vector.
 template <Mask M, class T, class Part, class V>
 CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift) {
-  const V grad = load(grad_output, part);
+  V grad = load(grad_output, part);
   if (M == Mask::none) return grad;
+  pin(grad);  // else gcc makes it a masked load, which waits for the mask: half the speed from memory
   V y = normalized(x, mean, scale, shift);
   if (M == Mask::relu_of_sum) y += load(residual, part);
   return y <= 0 ? V{} : grad;

@@ -1,5 +1,13 @@
 """One `torch.autograd.Function` per operator, and the callables that enter them at the least cost."""
 
+from .batch_norm import (
+    BatchNormBackward,
+    BatchNormEval,
+    BatchNormTrain,
+    batch_norm_backward,
+    batch_norm_eval,
+    batch_norm_train,
+)
 from .convolution import (
     Convolution,
     ConvolutionBackwardInput,
@@ -8,17 +16,11 @@ from .convolution import (
     convolution_backward_input,
     convolution_backward_weight,
 )
-from .normalization import (
-    BatchNormBackward,
-    BatchNormEval,
-    BatchNormTrain,
+from .group_norm import (
     GroupNorm,
     GroupNormBackward,
     LayerNorm,
     LayerNormBackward,
-    batch_norm_backward,
-    batch_norm_eval,
-    batch_norm_train,
     group_norm,
     group_norm_backward,
     layer_norm,

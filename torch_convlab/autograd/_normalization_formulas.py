@@ -93,3 +93,30 @@ class Normalization:
                 through_unit = through_unit - r * (v * self.M(scaled * unit) + scaled * self.M(v * unit))
                 grad_input = -r * unit * self.M(v * r * self.P(scaled))
         return grad_grad, grad_input + r * self.P(through_unit), grad_weight
+
+
+def computing(tensor):
+    """In the type to compute in: 16-bit tensors in float32."""
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class View:
+    """How an operator's tensors look to `Normalization`: shape of the activations, of the parameters, group dims."""
+
+    def __init__(self, activations: list[int], parameters: list[int], dims: list[int]):
+        self.activation_shape, self.parameter_shape, self.dims = activations, parameters, dims
+
+    def activation(self, tensor):
+        return None if tensor is None else computing(tensor).reshape(self.activation_shape)
+
+    def parameter(self, tensor):
+        return None if tensor is None else computing(tensor).reshape(self.parameter_shape)
+
+    def weight(self, tensor):
+        return 1 if tensor is None else self.parameter(tensor)
+
+    def sum(self, value, tensor):
+        """`value`, one per activation, summed for the parameter `tensor`."""
+        if tensor is None:
+            return None
+        return value.sum_to_size(self.parameter_shape).reshape(tensor.shape).to(tensor.dtype)

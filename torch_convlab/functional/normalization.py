@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..autograd import normalization as ops
+from .. import autograd as ops
 
 
 def batch_norm(

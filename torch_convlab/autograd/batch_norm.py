@@ -1,0 +1,205 @@
+"""Batch normalization: the operators and their gradient, each with every further derivative.
+
+The training operator returns ``(output, mean, variance)``; the statistics are for its backward and for running
+averages and carry no gradient. The formulas are in `_normalization_formulas`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import Function
+
+from ._entry import add, entry, vmap_by_loop
+from ._normalization_formulas import Normalization, View, computing
+
+
+def _batch_view(input: torch.Tensor) -> View:
+    shape = list(input.shape)
+    return View(shape, [1, shape[1], *[1] * (len(shape) - 2)], [0, *range(2, len(shape))])
+
+
+def _positive(ctx, input, weight, bias, mean, variance, residual):
+    """Where the ReLU of a batch norm lets gradients through, as 1 and 0; None if there is no ReLU."""
+    if not ctx.relu:
+        return None
+    with torch.no_grad():
+        arguments = [None if tensor is None else tensor.detach() for tensor in (input, weight, bias)]
+        rest = None if residual is None else residual.detach()
+        output = batch_norm_eval(*arguments, mean.detach(), variance.detach(), rest, False, ctx.eps)
+        return computing((~(output <= 0)).to(output.dtype))
+
+
+def _masked(value, mask):
+    return value if mask is None or value is None else value * mask
+
+
+def _batch_tangent(ctx, train, saved, tangents):
+    input, weight, _bias, mean, variance, _residual = saved
+    input_tangent, weight_tangent, bias_tangent, residual_tangent = tangents
+    view = _batch_view(input)
+    statistics = None if train else (view.parameter(variance), view.parameter(mean))
+    norm = Normalization(view.activation(input), view.dims, ctx.eps, statistics)
+    tangent = norm.forward_tangent(
+        view.weight(weight),
+        view.activation(input_tangent),
+        view.parameter(weight_tangent),
+        view.parameter(bias_tangent),
+    )
+    tangent = add(tangent, computing(residual_tangent))
+    return _masked(tangent, _positive(ctx, *saved)).to(input.dtype)
+
+
+class BatchNormTrain(Function):
+    """``y = relu((x - m) * r * w + b + residual)``, ``r = 1/sqrt(v + eps)``, mean m and variance v of each channel.
+
+    ReLU and residual are optional. With ``g = dy`` where the ReLU passes, else 0, ``n = (x - m) * r`` and M the mean
+    over the channel: ``dx = w*r * (g - M(g) - n*M(g*n))``, ``dw = sum(g*n)``, ``db = sum(g)``, ``d(residual) = g``.
+    Forward mode: see `Normalization.forward_tangent`. Lecture item L14.
+    """
+
+    @staticmethod
+    def forward(input, weight, bias, residual, relu, eps):
+        return _batch_norm_train(input, weight, bias, residual, relu, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, bias, residual, ctx.relu, ctx.eps = inputs
+        _, mean, variance = output
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        saved = input, weight, bias, mean, variance, residual if ctx.relu else None
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad_output, *_):
+        if grad_output is None:
+            return (None,) * 6
+        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.relu, True, ctx.eps)
+        return (*_wanted(ctx, gradients, grad_output, 3), None, None)
+
+    @staticmethod
+    def jvp(ctx, input_tangent, weight_tangent, bias_tangent, residual_tangent, *_):
+        tangents = input_tangent, weight_tangent, bias_tangent, residual_tangent
+        return _batch_tangent(ctx, True, ctx.saved_tensors, tangents), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return vmap_by_loop(batch_norm_train)(info, in_dims, *arguments)
+
+
+def _wanted(ctx, gradients, grad_output, residual_index):
+    """Gradients of input, weight, bias and residual, None where none is wanted."""
+    grad_input, grad_weight, grad_bias, grad_residual = gradients
+    return (
+        grad_input if ctx.needs_input_grad[0] else None,
+        grad_weight if ctx.needs_input_grad[1] else None,
+        grad_bias if ctx.needs_input_grad[2] else None,
+        (grad_residual if ctx.relu else grad_output) if ctx.needs_input_grad[residual_index] else None,
+    )
+
+
+class BatchNormEval(Function):
+    """`BatchNormTrain` with given mean and variance, which are constants: ``dx = w * r * g``. Lecture item L15."""
+
+    @staticmethod
+    def forward(input, weight, bias, mean, variance, residual, relu, eps):
+        return _batch_norm_eval(input, weight, bias, mean, variance, residual, relu, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, residual, ctx.relu, ctx.eps = inputs
+        saved = *tensors, residual if ctx.relu else None
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.relu, False, ctx.eps)
+        grad_input, grad_weight, grad_bias, grad_residual = _wanted(ctx, gradients, grad_output, 5)
+        return grad_input, grad_weight, grad_bias, None, None, grad_residual, None, None
+
+    @staticmethod
+    def jvp(ctx, input_tangent, weight_tangent, bias_tangent, _mean, _variance, residual_tangent, *_):
+        tangents = input_tangent, weight_tangent, bias_tangent, residual_tangent
+        return _batch_tangent(ctx, False, ctx.saved_tensors, tangents)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return vmap_by_loop(batch_norm_eval)(info, in_dims, *arguments)
+
+
+class BatchNormBackward(Function):
+    """The gradients of `BatchNormTrain` (``train``) and `BatchNormEval`: of input, weight, bias and residual.
+
+    Gradients of absent arguments, and that of the residual without ReLU (it is ``dy``), are tensors of no elements.
+    Mean and variance are those of the input if ``train``, so derivatives go through the input alone. Double backward
+    and forward mode: see `Normalization`; the ReLU's mask is a constant factor of dy.
+    """
+
+    @staticmethod
+    def forward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps):
+        return _batch_norm_backward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.relu, ctx.train, ctx.eps = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def _parts(ctx):
+        grad_output, input, weight, bias, mean, variance, residual = ctx.saved_tensors
+        view = _batch_view(input)
+        mask = _positive(ctx, input, weight, bias, mean, variance, residual)
+        statistics = None if ctx.train else (view.parameter(variance), view.parameter(mean))
+        norm = Normalization(view.activation(input), view.dims, ctx.eps, statistics)
+        return view, mask, norm, _masked(view.activation(grad_output), mask)
+
+    @staticmethod
+    def backward(ctx, v, v_weight, v_bias, v_residual):
+        grad_output, input, weight, bias, *_, residual = ctx.saved_tensors
+        view, mask, norm, grad = BatchNormBackward._parts(ctx)
+        grad_grad, grad_input, grad_weight = norm.double_backward(
+            grad,
+            view.weight(weight),
+            view.activation(v),
+            None if weight is None else view.parameter(v_weight),
+            None if bias is None else view.parameter(v_bias),
+        )
+        if ctx.relu and residual is not None:
+            grad_grad = add(grad_grad, computing(v_residual))
+        grad_grad = _masked(grad_grad, mask).to(grad_output.dtype)
+        return grad_grad, grad_input.to(input.dtype), view.sum(grad_weight, weight), *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx, grad_tangent, input_tangent, weight_tangent, *_):
+        _grad_output, input, weight, bias, *_, residual = ctx.saved_tensors
+        view, mask, norm, grad = BatchNormBackward._parts(ctx)
+        grad_tangent = _masked(view.activation(grad_tangent), mask)
+        tangent, product = norm.backward_tangents(
+            grad, view.weight(weight), grad_tangent, view.activation(input_tangent), view.parameter(weight_tangent)
+        )
+        if grad_tangent is None:
+            grad_tangent = torch.zeros_like(grad)
+        empty = input.new_empty(0)
+        return (
+            tangent.to(input.dtype),
+            empty if weight is None else view.sum(product, weight),
+            empty if bias is None else view.sum(grad_tangent, bias),
+            grad_tangent.to(input.dtype) if ctx.relu and residual is not None else empty,
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return vmap_by_loop(batch_norm_backward)(info, in_dims, *arguments)
+
+
+_batch_norm_train = torch.ops.convlab.batch_norm_train.default
+_batch_norm_eval = torch.ops.convlab.batch_norm_eval.default
+_batch_norm_backward = torch.ops.convlab.batch_norm_backward.default
+
+batch_norm_train = entry(BatchNormTrain, "batch_norm_train")
+batch_norm_eval = entry(BatchNormEval, "batch_norm_eval")
+batch_norm_backward = entry(BatchNormBackward, "batch_norm_backward")
