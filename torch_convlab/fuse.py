@@ -53,9 +53,9 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
 
     The pairs are found by tracing the model with `torch.fx`; the batch norm must be the only reader of the layer
     before it, each of the two must be called once and carry no hooks, and the folded parameters must belong to that
-    layer alone. A folded batch norm becomes `torch.nn.Identity` (`torch.nn.ReLU` if it was fused with one), so that the other layers keep their names, and its
-    keys leave the state_dict. Weights are folded in float64 and rounded once. The layer gets new Parameters: an
-    optimizer that holds the old ones no longer trains it.
+    layer alone. A folded batch norm becomes `torch.nn.Identity` (`torch.nn.ReLU` if it was fused with one), so that
+    the other layers keep their names, and its keys leave the state_dict. Weights are folded in float64 and rounded
+    once. The layer gets new Parameters: an optimizer that holds the old ones no longer trains it.
 
     Where the model cannot be traced (its forward pass branches on values, say), pairs are taken from consecutive
     children of `torch.nn.Sequential`, and a warning says so: it cannot be seen then whether other code reads the
