@@ -62,6 +62,13 @@ def test_every_kind_of_pair_folds(name, converted):
     assert type(model[1]) is nn.Identity
 
 
+def test_batch_norm_with_relu_folds_into_relu():
+    block = torch_convlab.nn.ConvBNReLU2d(3, 4, 3)
+    pair = nn.Sequential(nn.Linear(4, 5), torch_convlab.nn.BatchNormReLU1d(5))
+    model = check_folds(nn.Sequential(block, torch_convlab.nn.GlobalAvgPool2d(flatten=True), pair), 2, 3, 8, 8)
+    assert type(model[0].bn) is nn.ReLU and type(model[2][1]) is nn.ReLU
+
+
 def test_dtypes():
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.bfloat16, 3e-2)):
         model = check_folds(

@@ -22,7 +22,11 @@ from .convert import conversions
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# What is left of a folded batch norm.
+_REMAINDER = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), nn.Identity),
+    **dict.fromkeys((layers.BatchNormReLU1d, layers.BatchNormReLU2d, layers.BatchNormReLU3d), nn.ReLU),
+}
 _RECORD = "_convlab_fusions"
 
 
@@ -49,9 +53,9 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
 
     The pairs are found by tracing the model with `torch.fx`; the batch norm must be the only reader of the layer
     before it, each of the two must be called once and carry no hooks, and the folded parameters must belong to that
-    layer alone. A folded batch norm becomes `torch.nn.Identity`, so that the other layers keep their names, and its
-    keys leave the state_dict. Weights are folded in float64 and rounded once. The layer gets new Parameters: an
-    optimizer that holds the old ones no longer trains it.
+    layer alone. A folded batch norm becomes `torch.nn.Identity` (`torch.nn.ReLU` if it was fused with one), so that
+    the other layers keep their names, and its keys leave the state_dict. Weights are folded in float64 and rounded
+    once. The layer gets new Parameters: an optimizer that holds the old ones no longer trains it.
 
     Where the model cannot be traced (its forward pass branches on values, say), pairs are taken from consecutive
     children of `torch.nn.Sequential`, and a warning says so: it cannot be seen then whether other code reads the
@@ -128,7 +132,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = type(module).__module__.startswith(layers.__name__)
-        return ours or _has_hooks(module) or super().is_leaf_module(module, name)
+        return (ours and not module._modules) or _has_hooks(module) or super().is_leaf_module(module, name)
 
 
 def _trace(model: nn.Module) -> fx.Graph:
@@ -180,7 +184,7 @@ def _refusal(producer: nn.Module, norm: nn.Module, uses: Counter, owners: Counte
     kind = _plain(producer)
     if kind not in (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear):
         return f"what it reads is a {type(producer).__name__}"
-    if _plain(norm) not in _BATCH_NORMS:
+    if _plain(norm) not in _REMAINDER:
         return f"its type is {type(norm).__name__}"
     if norm.training or producer.training:
         return "it is in training mode"
@@ -216,7 +220,7 @@ def _fold(model: nn.Module, fusion: Fusion):
         folded = weight.double() * _per_filter(scale, producer)
         producer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
         producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
-    model.set_submodule(fusion.batch_norm, nn.Identity().eval())
+    model.set_submodule(fusion.batch_norm, _REMAINDER[_plain(norm)]().eval())
 
     def restore() -> None:
         producer.weight, producer.bias = weight, bias

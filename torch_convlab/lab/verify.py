@@ -65,8 +65,8 @@ def verify_layers(model: nn.Module, inputs: Tensor, loss: Loss) -> list[Comparis
         loss: maps the model's output to the scalar whose gradients flow back.
 
     Returns:
-        In the order in which the layers (modules without children, of one input) compute: output, gradient of the
-        input, gradients of the parameters.
+        In the order in which the layers (modules without children, that read and write one tensor) compute: output,
+        gradient of the input, gradients of the parameters.
     """
     return [comparison for call in _record(revert(copy.deepcopy(model)), inputs, loss) for comparison in _compare(call)]
 
@@ -85,23 +85,28 @@ def verify_network(model: nn.Module, inputs: Tensor, loss: Loss) -> list[Compari
 
 def _record(model: nn.Module, inputs: Tensor, loss: Loss) -> list[_Call]:
     """The calls of all layers of `model`, run in float32 by torch.nn."""
-    calls, count = [], Counter()
+    calls, count, pending = [], Counter(), {}
 
     def before(module, arguments, name):
+        if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+            return
         count[name] += 1
         label = name if count[name] == 1 else f"{name} (call {count[name]})"
         # Copied at once: a layer that works in place, such as ReLU, overwrites what it reads.
-        calls.append(_Call(label, copy.deepcopy(module), arguments[0].detach().clone()))
+        pending[name] = _Call(label, copy.deepcopy(module), arguments[0].detach().clone())
 
-    def after(_module, _arguments, output):
-        call = calls[-1]
+    def after(_module, _arguments, output, name):
+        call = pending.pop(name, None)
+        if call is None or not isinstance(output, Tensor):
+            return
+        calls.append(call)
         if output.requires_grad:
             output.register_hook(lambda gradient: setattr(call, "grad_output", gradient.detach().clone()))
 
     handles = []
     for name, module in _layers(model):
         handles.append(module.register_forward_pre_hook(lambda *arguments, name=name: before(*arguments, name)))
-        handles.append(module.register_forward_hook(after))
+        handles.append(module.register_forward_hook(lambda *arguments, name=name: after(*arguments, name)))
     loss(model(inputs.detach().clone().requires_grad_())).backward()
     for handle in handles:
         handle.remove()
