@@ -14,31 +14,31 @@ const char* capability_name(Capability capability);
 
 // Declares `function<T>()` for every instruction set and defines the one that picks among them.
 #if defined(__x86_64__)
-#define CONVLAB_KERNEL_TABLE(Table, function)                          \
-  namespace convlab::cpu {                                             \
-  namespace baseline {                                                 \
-  template <class T>                                                   \
-  Table<T> function();                                                 \
-  }                                                                    \
-  namespace avx2 {                                                     \
-  template <class T>                                                   \
-  Table<T> function();                                                 \
-  }                                                                    \
-  namespace avx512 {                                                   \
-  template <class T>                                                   \
-  Table<T> function();                                                 \
-  }                                                                    \
-  template <class T>                                                   \
-  Table<T> function() {                                                \
-    switch (capability()) {                                            \
-      case Capability::avx512:                                         \
-        return avx512::function<T>();                                  \
-      case Capability::avx2:                                           \
-        return avx2::function<T>();                                    \
-      default:                                                         \
-        return baseline::function<T>();                                \
-    }                                                                  \
-  }                                                                    \
+#define CONVLAB_KERNEL_TABLE(Table, function) \
+  namespace convlab::cpu {                    \
+  namespace baseline {                        \
+  template <class T>                          \
+  Table<T> function();                        \
+  }                                           \
+  namespace avx2 {                            \
+  template <class T>                          \
+  Table<T> function();                        \
+  }                                           \
+  namespace avx512 {                          \
+  template <class T>                          \
+  Table<T> function();                        \
+  }                                           \
+  template <class T>                          \
+  Table<T> function() {                       \
+    switch (capability()) {                   \
+      case Capability::avx512:                \
+        return avx512::function<T>();         \
+      case Capability::avx2:                  \
+        return avx2::function<T>();           \
+      default:                                \
+        return baseline::function<T>();       \
+    }                                         \
+  }                                           \
   }
 #else
 #define CONVLAB_KERNEL_TABLE(Table, function) \

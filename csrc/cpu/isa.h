@@ -29,7 +29,8 @@
 #define CONVLAB_ISA avx512
 #define CONVLAB_VECTOR_BYTES 64
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
@@ -50,10 +51,10 @@
 #define CONVLAB_UNROLL _Pragma("GCC unroll 32")
 
 // Ends every stub: `template Table<T> function<T>()` for every dtype.
-#define CONVLAB_INSTANTIATE(Table, function)                  \
-  namespace convlab::cpu::CONVLAB_ISA {                       \
-  template Table<float> function<float>();                    \
-  template Table<double> function<double>();                  \
-  template Table<bfloat16> function<bfloat16>();              \
-  template Table<float16> function<float16>();                \
+#define CONVLAB_INSTANTIATE(Table, function)     \
+  namespace convlab::cpu::CONVLAB_ISA {          \
+  template Table<float> function<float>();       \
+  template Table<double> function<double>();     \
+  template Table<bfloat16> function<bfloat16>(); \
+  template Table<float16> function<float16>();   \
   }

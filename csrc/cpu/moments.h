@@ -172,7 +172,6 @@ CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V 
   return y <= 0 ? V{} : grad;
 }
 
-
 // What the gradient of the input owes to the statistics of its group. With G = weight * gradient,
 // x^ = (x - mean) * r and M the mean over the group: dx = r * (G - M(G) - x^ * M(G x^)), computed as
 // scale * gradient + slope * (x - mean) + constant.

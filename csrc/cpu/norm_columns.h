@@ -10,7 +10,7 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-constexpr int kTileRows = 2;  // more would need more pointers than there are registers
+constexpr int kTileRows = 2;             // more would need more pointers than there are registers
 constexpr int64_t kMergedChannels = 16;  // of one merging task
 
 // Calls body(row, column, std::integral_constant<int, rows>, part) for tiles of a few rows and one vector of columns.

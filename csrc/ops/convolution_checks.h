@@ -57,9 +57,8 @@ std::vector<Int> check_convolution(c10::ArrayRef<Int> input, c10::ArrayRef<Int> 
               " at dimension 0, but got weight of size ", weight, " instead");
   TORCH_CHECK(weight[0] % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
               " at dimension 0, but got weight of size ", weight, " instead");
-  TORCH_CHECK(input[1] == weight[1] * groups, "Given groups=", groups, ", weight of size ", weight,
-              ", expected input", input, " to have ", weight[1] * groups, " channels, but got ", input[1],
-              " channels instead");
+  TORCH_CHECK(input[1] == weight[1] * groups, "Given groups=", groups, ", weight of size ", weight, ", expected input",
+              input, " to have ", weight[1] * groups, " channels, but got ", input[1], " channels instead");
 
   std::vector<Int> output = {input[0], weight[0]};
   bool fits = true;
@@ -72,7 +71,8 @@ std::vector<Int> check_convolution(c10::ArrayRef<Int> input, c10::ArrayRef<Int> 
     output.push_back(output_size<Int>(input[axis + 2], kernel, stride[axis], padding[axis], dilation[axis]));
   }
   TORCH_CHECK(fits, "Calculated padded input size per channel: (", by(c10::ArrayRef<Int>(padded)), "). Kernel size: (",
-              by(weight.slice(2)), ") with dilation ", dilation, ". Kernel size can't be greater than actual input size");
+              by(weight.slice(2)), ") with dilation ", dilation,
+              ". Kernel size can't be greater than actual input size");
   return output;
 }
 

@@ -106,8 +106,8 @@ Problem layer_norm_problem(const Tensor& input, size_t normalized, double eps) {
 
 struct Tensors {
   Tensor input, residual, grad_output, output, grad_residual;  // of the input's size
-  Tensor weight, bias, grad_weight, grad_bias;                 // one value per channel; weight and bias may be undefined
-  Tensor mean, variance;                                       // in the accumulation type
+  Tensor weight, bias, grad_weight, grad_bias;  // one value per channel; weight and bias may be undefined
+  Tensor mean, variance;                        // in the accumulation type
 };
 
 Tensor accumulated(const OptionalTensor& vector, const Tensor& input) {
@@ -287,8 +287,8 @@ NormResult group_norm_meta(const Tensor& input, const OptionalTensor& weight, co
   return group_norm_outputs(input, num_groups);
 }
 
-NormResult group_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                      int64_t num_groups, double eps) {
+NormResult group_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, int64_t num_groups,
+                      double eps) {
   const NormResult result = group_norm_meta(input, weight, bias, num_groups, eps);
   Tensors tensors = forward_tensors(input, weight, bias, std::nullopt);
   std::tie(tensors.output, tensors.mean, tensors.variance) = result;
@@ -310,8 +310,7 @@ NormResult group_norm_backward(const Tensor& grad_output, const Tensor& input, c
   const auto result = group_norm_backward_meta(grad_output, input, weight, bias, mean, variance, num_groups, eps);
   const auto gradients = std::tuple_cat(result, std::make_tuple(Tensor()));
   run(group_norm_problem(input, num_groups, eps),
-      backward_tensors(grad_output, input, weight, bias, mean, variance, std::nullopt, gradients),
-      Direction::backward);
+      backward_tensors(grad_output, input, weight, bias, mean, variance, std::nullopt, gradients), Direction::backward);
   return result;
 }
 
@@ -325,8 +324,7 @@ NormResult layer_norm_meta(const Tensor& input, const OptionalTensor& weight, co
 
 NormResult layer_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       at::IntArrayRef normalized_shape, double eps) {
-  const NormResult result =
-      layer_norm_meta(input, weight, bias, c10::fromIntArrayRefSlow(normalized_shape), eps);
+  const NormResult result = layer_norm_meta(input, weight, bias, c10::fromIntArrayRefSlow(normalized_shape), eps);
   Tensors tensors = forward_tensors(input.contiguous(), weight, bias, std::nullopt);
   std::tie(tensors.output, tensors.mean, tensors.variance) = result;
   run(layer_norm_problem(input, normalized_shape.size(), eps), tensors, Direction::forward);
@@ -349,8 +347,7 @@ NormResult layer_norm_backward(const Tensor& grad_output, const Tensor& input, c
                                                c10::fromIntArrayRefSlow(normalized_shape), eps);
   const auto gradients = std::tuple_cat(result, std::make_tuple(Tensor()));
   run(layer_norm_problem(input, normalized_shape.size(), eps),
-      backward_tensors(grad_output, input, weight, bias, mean, variance, std::nullopt, gradients),
-      Direction::backward);
+      backward_tensors(grad_output, input, weight, bias, mean, variance, std::nullopt, gradients), Direction::backward);
   return result;
 }
 

@@ -26,9 +26,9 @@ NormGradients batch_norm_backward(const at::Tensor& grad_output, const at::Tenso
                                   const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
                                   const OptionalTensor& residual, bool relu, bool train, double eps);
 NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
-                                       const OptionalTensor& weight, const OptionalTensor& bias,
-                                       const at::Tensor& mean, const at::Tensor& variance,
-                                       const OptionalTensor& residual, bool relu, bool train, double eps);
+                                       const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
+                                       const at::Tensor& variance, const OptionalTensor& residual, bool relu,
+                                       bool train, double eps);
 
 NormResult group_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       int64_t num_groups, double eps);

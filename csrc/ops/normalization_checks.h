@@ -111,8 +111,8 @@ inline void check_layer_norm(const at::Tensor& input, const OptionalTensor& weig
               "], but got input of size", sizes);
 }
 
-inline void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean, const at::Tensor& variance,
-                           const c10::SymInt& groups) {
+inline void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean,
+                           const at::Tensor& variance, const c10::SymInt& groups) {
   check_twin("grad_output", grad_output, input);
   check_vector("mean", mean, input, groups);
   check_vector("variance", variance, input, groups);

@@ -1,6 +1,5 @@
 #define CONVLAB_AVX2
 #include "../isa.h"
-
 #include "../pool.h"
 
 CONVLAB_INSTANTIATE(PoolKernelTable, pool_kernels)

@@ -1,6 +1,5 @@
 #define CONVLAB_AVX512
-#include "../isa.h"
-
 #include "../conv.h"
+#include "../isa.h"
 
 CONVLAB_INSTANTIATE(ConvKernelTable, conv_kernels)

@@ -1,5 +1,4 @@
-#include "../isa.h"
-
 #include "../conv.h"
+#include "../isa.h"
 
 CONVLAB_INSTANTIATE(ConvKernelTable, conv_kernels)

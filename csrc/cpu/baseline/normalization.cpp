@@ -1,5 +1,4 @@
 #include "../isa.h"
-
 #include "../norm.h"
 
 CONVLAB_INSTANTIATE(NormKernelTable, norm_kernels)
