@@ -17,7 +17,7 @@ import json
 import pytest, torch
 import torch_convlab
 from cases import BY_NAME, PASSES
-from helpers import FORMATS, DTYPES, check_pass, in_format, operands, run_pass
+from helpers import FORMATS, DTYPES, check_pass, in_format, operands, refusal, run_pass
 
 torch.set_num_threads(2)
 count = 0
@@ -30,10 +30,9 @@ for name in CASE_NAMES:
                         key: value if value is None or key == "bias" else in_format(value, format)
                         for key, value in operands(BY_NAME[name], dtype).items()
                     }
-                    try:
-                        result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
-                    except pytest.skip.Exception:
+                    if refusal(BY_NAME[name], algorithm):
                         continue
+                    result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
                     check_pass(BY_NAME[name], pass_, algorithm, dtype, result)
                     count += 1
 instruction_set = torch_convlab.build_info()["instruction_set"]

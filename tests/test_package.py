@@ -153,3 +153,33 @@ def test_receptive_field_center():
     assert (field.size, field.jump, field.center) == (3 + 4 * 2, 2, 0.0)
     field.step(3, dilation=2)
     assert (field.size, field.center) == (11 + 4 * 2, 4.0)
+
+
+def test_explain_convolution():
+    """The choice and each algorithm's verdict: a reason or a cost, never both."""
+    choice = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    assert choice.chosen == "winograd"
+    assert choice.verdicts.keys() == torch_convlab.algorithms().keys()
+    assert all((verdict.refusal is None) != (verdict.cost is None) for verdict in choice.verdicts.values())
+    assert "groups" in choice.verdicts["depthwise"].refusal
+    assert choice.verdicts["naive"].cost > choice.verdicts["implicit_gemm"].cost > choice.verdicts["winograd"].cost
+    strided = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), stride=2, padding=1)
+    assert strided.chosen == "implicit_gemm" and "stride" in strided.verdicts["winograd"].refusal
+    assert torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32).chosen == "depthwise"
+    double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
+    assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"input_size": (1, 4, 5), "weight_size": (4, 4, 3, 3)}, "3 to 5 values"),
+        ({"input_size": (1, 4, 5, 5), "weight_size": (4, 3, 3, 3)}, "to be 4, got 3"),
+        ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "pass_": "backward"}, "pass_ to be one of forward"),
+        ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "dtype": torch.int8}, "dtype to be one of float32"),
+        ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "stride": 0}, "stride"),
+    ],
+)
+def test_explain_convolution_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        torch_convlab.explain_convolution(**arguments)

@@ -56,9 +56,16 @@ def explain_convolution(
         return [value] * spatial if isinstance(value, int) else list(value)
 
     geometry = _C.ConvGeometry(
-        batch=input_size[0], in_channels=input_size[1], out_channels=weight_size[0], input=list(input_size[2:]),
-        kernel=list(weight_size[2:]), stride=full(stride), padding=full(padding), dilation=full(dilation), groups=groups,
-    )  # fmt: skip
+        batch=input_size[0],
+        in_channels=input_size[1],
+        out_channels=weight_size[0],
+        groups=groups,
+        input=list(input_size[2:]),
+        kernel=list(weight_size[2:]),
+        stride=full(stride),
+        padding=full(padding),
+        dilation=full(dilation),
+    )
     name = str(dtype).removeprefix("torch.")
     if pass_ not in _C.Pass.__members__:
         raise ValueError(f"expected pass_ to be one of {', '.join(_C.Pass.__members__)}, got {pass_!r}")
