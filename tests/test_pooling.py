@@ -412,7 +412,8 @@ def pool_infos():
 def test_samples_and_errors_of_torch(info):
     """The samples torch tests itself with, and its error inputs: same exception, a message that matches."""
     call = getattr(ours, info.name.split(".")[-1])
-    for sample in info.sample_inputs("cpu", torch.float64):
+    samples = list(info.sample_inputs("cpu", torch.float64))
+    for sample in samples[:: max(1, len(samples) // 150)]:  # the lists of max pooling are long products
         actual, expected = (f(sample.input, *sample.args, **sample.kwargs) for f in (call, info))
         for mine, reference in zip(*((v if isinstance(v, tuple) else (v,)) for v in (actual, expected)), strict=True):
             assert_close(mine, reference, 1e-12, f"{sample.args} {sample.kwargs}")

@@ -48,30 +48,36 @@ struct AverageLast {
         const int64_t w = (g.start(2, ow) + in_w.begin) * C;
         const vec<A> divide = broadcast(static_cast<A>(row_divisor * g.divisor(2, ow)));
         T* to = a.output + pixel * C;
-        int64_t c = 0;
-        for (; c + lanes<A> <= C; c += lanes<A>)
-          store(to + c, sum<false>(rows, count, in_w.size(), C, w + c, lanes<A>) / divide);
-        if (c < C) store_partial(to + c, sum<true>(rows, count, in_w.size(), C, w + c, C - c) / divide, C - c);
+        for_channels<A>(C, [&](auto vectors, auto partial, int64_t c, int64_t channels) {
+          window<vectors, partial>(rows, count, in_w.size(), C, w + c, divide, to + c, channels);
+        });
       }
       at.skip(run);
     }
   }
 
-  template <bool kPartial>
-  CONVLAB_INLINE static vec<A> sum(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t from,
-                                   int64_t channels) {
+  template <int kVectors, bool kPartial>
+  CONVLAB_INLINE static void window(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t from,
+                                    vec<A> divide, T* to, int64_t channels) {
     constexpr int64_t kPiece = 256;
-    vec<A> total = {};
+    vec<A> total[kVectors] = {};
     for (int64_t row = 0; row < count; ++row) {
       const T* p = rows[row] + from;
       for (int64_t w = 0; w < width; w += kPiece) {
         const int64_t end = std::min(width, w + kPiece);
-        vec<A> piece = {};
-        for (int64_t i = w; i < end; ++i, p += C) piece += kPartial ? load_partial(p, channels) : load(p);
-        total += piece;
+        vec<A> piece[kVectors] = {};
+        for (int64_t i = w; i < end; ++i, p += C)
+          CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) piece[v] +=
+              kPartial ? load_partial(p + v * lanes<A>, channels) : load(p + v * lanes<A>);
+        CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) total[v] += piece[v];
       }
     }
-    return total;
+    CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kPartial)
+        store_partial(to, total[v] / divide, channels);
+      else
+        store(to + v * lanes<A>, total[v] / divide);
+    }
   }
 };
 
@@ -250,15 +256,33 @@ struct AverageWindows {
   }
 };
 
+// channels_first and one window, as global averages have.
+template <class T>
+struct AverageGlobal {
+  static bool fits(const PoolArguments<T>& a) {
+    const PoolGeometry& g = a.geometry;
+    return a.layout == Layout::channels_first && g.output_pixels() == 1 && g.kernel[2] == g.input_pixels();
+  }
+  static PoolPlan plan(const PoolArguments<T>& a) { return {a.geometry.planes(), a.geometry.input_pixels(), 0}; }
+  static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
+    const int64_t pixels = a.geometry.input_pixels(), first[kMaxSpatial] = {0, 0, 0};
+    const auto divide = static_cast<accumulate_t<T>>(divisor(a.geometry, first));
+    for (int64_t plane = begin; plane < end; ++plane)
+      a.output[plane] = from_accumulate<T>(AverageWindows<T>::sum(a.input + plane * pixels, pixels) / divide);
+  }
+};
+
 template <class T>
 struct AverageForward {
   static PoolPlan plan(const PoolArguments<T>& a) {
     if (AverageLast<T>::fits(a)) return AverageLast<T>::plan(a);
+    if (AverageGlobal<T>::fits(a)) return AverageGlobal<T>::plan(a);
     if (AverageRows<T>::fits(a)) return AverageRows<T>::plan(a);
     return AverageWindows<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     if (AverageLast<T>::fits(a)) return AverageLast<T>::run(a, scratch, begin, end);
+    if (AverageGlobal<T>::fits(a)) return AverageGlobal<T>::run(a, scratch, begin, end);
     if (AverageRows<T>::fits(a)) return AverageRows<T>::run(a, scratch, begin, end);
     AverageWindows<T>::run(a, scratch, begin, end);
   }

@@ -78,10 +78,7 @@ template <class T>
 struct AverageBackwardGlobal {
   using A = accumulate_t<T>;
 
-  static bool fits(const PoolArguments<T>& a) {
-    const PoolGeometry& g = a.geometry;
-    return a.layout == Layout::channels_first && g.output_pixels() == 1 && g.kernel[2] == g.input_pixels();
-  }
+  static bool fits(const PoolArguments<T>& a) { return AverageGlobal<T>::fits(a); }
   static PoolPlan plan(const PoolArguments<T>& a) { return {a.geometry.planes(), a.geometry.input_pixels(), 0}; }
   static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;

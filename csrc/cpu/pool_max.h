@@ -53,12 +53,9 @@ struct MaxLast {
       for (int64_t ow = at.at[2]; ow < at.at[2] + run; ++ow, ++pixel) {
         const Range in_w = g.taps_inside(2, ow);
         const int64_t w = (g.start(2, ow) + in_w.begin * g.dilation[2]) * C;
-        const auto pool = [&](auto partial, int64_t c, int64_t channels) {
-          window<partial>(a, rows, count, w + c, in_w, step, pixel * C + c, channels);
-        };
-        int64_t c = 0;
-        for (; c + lanes<A> <= C; c += lanes<A>) pool(std::false_type{}, c, lanes<A>);
-        if (c < C) pool(std::true_type{}, c, C - c);
+        for_channels<A>(C, [&](auto vectors, auto partial, int64_t c, int64_t channels) {
+          window<vectors, partial>(a, rows, count, w + c, in_w, step, pixel * C + c, channels);
+        });
       }
       at.skip(run);
     }
@@ -79,28 +76,28 @@ struct MaxLast {
     return count;
   }
 
-  template <bool kPartial>
+  template <int kVectors, bool kPartial>
   CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t from, Range taps,
                                     int64_t step, int64_t to, int64_t channels) {
-    const auto fetch = [&](const T* p) {
-      if constexpr (kPartial)
-        return load_partial(p, channels);
-      else
-        return load(p);
-    };
+    const auto fetch = [&](const T* p) { return kPartial ? load_partial(p, channels) : load(p); };
     const auto tap_of = [&](const Row& row) { return vec_mask<A>{} + static_cast<lane_int<A>>(row.tap + taps.begin); };
-    Best<A> best = {fetch(rows[0].first + from), tap_of(rows[0])};
+    Best<A> best[kVectors];
+    CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v)
+        best[v] = {fetch(rows[0].first + from + v * lanes<A>), tap_of(rows[0])};
     for (int64_t row = 0; row < count; ++row) {
       const T* p = rows[row].first + from;
       vec_mask<A> tap = tap_of(rows[row]);
       for (int64_t kw = taps.begin; kw < taps.end; ++kw, p += step, tap += 1)
-        best.template consider<kTaps>(fetch(p), tap);
+        CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) best[v].template consider<kTaps>(fetch(p + v * lanes<A>),
+                                                                                           tap);
     }
-    if constexpr (kPartial)
-      store_partial(a.output + to, best.value, channels);
-    else
-      store(a.output + to, best.value);
-    if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), to, best.tap, channels);
+    CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v, to += lanes<A>) {
+      if constexpr (kPartial)
+        store_partial(a.output + to, best[v].value, channels);
+      else
+        store(a.output + to, best[v].value);
+      if constexpr (kTaps) store_taps<A>(a.taps, a.narrow(), to, best[v].tap, channels);
+    }
   }
 };
 
@@ -275,9 +272,16 @@ struct MaxWindows {
   }
 
   static void search(const T* p, int64_t count, int64_t step, int64_t first_tap, A& best, int64_t& tap) {
-    const A top = step == 1 && count >= lanes<A> ? contiguous_maximum(p, count) : lowest<A>;
-    const bool nothing_new = step == 1 && count >= lanes<A> && tap >= 0 && top <= best;
-    if (nothing_new) return;
+    if (step == 1 && count >= lanes<A>) {
+      const A top = contiguous_maximum(p, count);
+      if (tap >= 0 && top <= best) return;
+      if (top == top) {
+        if (tap >= 0 && !(top > best)) return;  // a NaN stands
+        best = top;
+        for (tap = first_tap; to_accumulate(*p) != top; ++p) ++tap;
+        return;
+      }
+    }
     for (int64_t i = 0; i < count; ++i) {
       const A value = to_accumulate(p[i * step]);
       if (tap < 0 || value > best || value != value) {

@@ -239,7 +239,6 @@ template <class T>
 struct MaxBackwardScatter {
   using A = accumulate_t<T>;
   static constexpr int64_t kMaxElements = 1 << 16;
-  static constexpr int64_t kWorthwhileOverlap = 9;  // windows over one input; measured on 3x3, stride 1
   struct Scratch {
     A* sums;
     int64_t *distance, *start[kMaxSpatial];
@@ -258,7 +257,9 @@ struct MaxBackwardScatter {
   static bool fits(const PoolArguments<T>& a) {
     const PoolGeometry& g = a.geometry;
     if (!a.narrow() || std::max(g.input_pixels(), g.output_pixels()) * block(a) > kMaxElements) return false;
-    if (g.overlap(0) * g.overlap(1) * g.overlap(2) >= kWorthwhileOverlap) return true;
+    // Windows over one input from which comparing with each of them takes longer; measured.
+    const int64_t worthwhile = a.layout == Layout::channels_last ? 25 : 9;
+    if (g.overlap(0) * g.overlap(1) * g.overlap(2) >= worthwhile) return true;
     return a.layout == Layout::channels_first && (!by_rows(g) || g.output[2] < 2 * lanes<A>);
   }
   static PoolPlan plan(const PoolArguments<T>& a) {

@@ -99,6 +99,17 @@ constexpr int64_t ring_size(int64_t rows) {
   return size;
 }
 
+// Calls body(vectors, partial, channel, count) over the channels of a pixel: four vectors at a time, to hide the
+// latency of what is done with each, then single ones, then what is left of the last.
+template <class A, class Body>
+CONVLAB_INLINE void for_channels(int64_t channels, const Body& body) {
+  constexpr int64_t L = lanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= channels; c += 4 * L) body(std::integral_constant<int, 4>{}, std::false_type{}, c, L);
+  for (; c + L <= channels; c += L) body(std::integral_constant<int, 1>{}, std::false_type{}, c, L);
+  if (c < channels) body(std::integral_constant<int, 1>{}, std::true_type{}, c, channels - c);
+}
+
 // Elements that one phase of a row of `span` elements takes in scratch, with room for vectors that overhang.
 template <class A>
 constexpr int64_t phase_room(int64_t span, int64_t phases) {

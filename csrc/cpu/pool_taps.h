@@ -55,6 +55,27 @@ CONVLAB_INLINE vec_mask<A> from_bytes(narrow_lanes<A> bytes) {
 #endif
 }
 
+// memcpy of fewer bytes than a vector of taps has.
+template <class Bytes>
+CONVLAB_INLINE void store_some_bytes(uint8_t* to, const Bytes* from, int64_t count) {
+#if defined(CONVLAB_AVX512)
+  __m128i whole = {};
+  std::memcpy(&whole, from, sizeof *from);
+  _mm_mask_storeu_epi8(to, static_cast<__mmask16>((1u << count) - 1u), whole);
+#else
+  std::memcpy(to, from, static_cast<size_t>(count));
+#endif
+}
+template <class Bytes>
+CONVLAB_INLINE void load_some_bytes(Bytes* to, const uint8_t* from, int64_t count) {
+#if defined(CONVLAB_AVX512)
+  const __m128i whole = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1u), from);
+  std::memcpy(to, &whole, sizeof *to);
+#else
+  std::memcpy(to, from, static_cast<size_t>(count));
+#endif
+}
+
 // taps[at + lane] for the first `count` lanes, which are all of them in most calls.
 template <class A>
 CONVLAB_INLINE void store_taps(void* taps, bool narrow, int64_t at, vec_mask<A> tap, int64_t count) {
@@ -64,7 +85,7 @@ CONVLAB_INLINE void store_taps(void* taps, bool narrow, int64_t at, vec_mask<A> 
     if (count == lanes<A>)
       std::memcpy(p, &bytes, sizeof bytes);
     else
-      std::memcpy(p, &bytes, static_cast<size_t>(count));
+      store_some_bytes(p, &bytes, count);
   } else {
     for (int64_t lane = 0; lane < count; ++lane) static_cast<int64_t*>(taps)[at + lane] = tap[lane];
   }
@@ -77,7 +98,7 @@ CONVLAB_INLINE vec_mask<A> load_taps(const void* taps, bool narrow, int64_t at, 
     if (count == lanes<A>)
       std::memcpy(&bytes, p, sizeof bytes);
     else
-      std::memcpy(&bytes, p, static_cast<size_t>(count));
+      load_some_bytes(&bytes, p, count);
     return from_bytes<A>(bytes);
   }
   vec_mask<A> wide = {};
@@ -107,12 +128,8 @@ struct Best {
 
   template <bool kTaps>
   CONVLAB_INLINE void consider(vec<A> candidate, vec_mask<A> candidate_tap) {
-    if constexpr (kTaps) {
-      tap = candidate > value ? candidate_tap : (candidate != candidate ? candidate_tap : tap);
-      value = candidate > value ? candidate : (candidate != candidate ? candidate : value);
-    } else {
-      value = maximum(value, candidate);
-    }
+    if constexpr (kTaps) tap = candidate > value ? candidate_tap : (candidate != candidate ? candidate_tap : tap);
+    value = candidate > value ? candidate : (candidate != candidate ? candidate : value);
   }
 };
 

@@ -66,8 +66,8 @@ at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
                            std::optional<at::ScalarType> dtype = std::nullopt) {
   using Int = typename Size::value_type;
   const bool flat = size.size() == 3;
-  std::vector<Int> full(size.begin(), size.end());
-  if (flat) full.insert(full.begin() + 2, Int(1));
+  std::vector<Int> full(size.size() + flat, Int(1));
+  for (size_t dim = 0; dim < size.size(); ++dim) full[dim < 2 ? dim : dim + flat] = size[dim];
   const auto options = like.options()
                            .dtype(dtype.value_or(like.scalar_type()))
                            .memory_format(memory_format(layout, static_cast<int64_t>(full.size())));
