@@ -38,11 +38,12 @@ class Page(html.parser.HTMLParser):
         self.words.append(words)
 
 
-def test_quick_demo_writes_a_report_that_needs_nothing_else(tmp_path, capsys):
+def test_quick_demo_writes_a_report_that_needs_nothing_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "bundled_digits", lambda: data.bundled_digits().first(320))
     path = tmp_path / "new folder" / "report.html"
     assert command_line.main(["demo", "--quick", "--epochs", "1", "--output", str(path)]) == 0
     printed = capsys.readouterr().out
-    for expected in ("1437 training images", "largest difference", "every layer alone", "torch / ours", "Summary"):
+    for expected in ("320 training images", "largest difference", "every layer alone", "torch / ours", "Summary"):
         assert expected in printed
     assert "✗" not in printed and "\x1b[" not in printed
     page = Page(path.read_text(encoding="utf-8"))
