@@ -79,10 +79,12 @@ class GemmChannelsLast {
 
   // One block of pixels of one phase and group, times some panels.
   void run(void* scratch, int64_t task) const {
+    // Phases differ in work, so neighbouring tasks, which one thread computes, are of different ones.
+    const Phase phase = t_.phase(task % t_.phase_count);
+    task /= t_.phase_count;
     const int64_t column_block = task % column_blocks_;
     const int64_t row_block = task / column_blocks_ % row_blocks_;
-    const int64_t group = task / column_blocks_ / row_blocks_ % t_.geometry.groups;
-    const Phase phase = t_.phase(task / column_blocks_ / row_blocks_ / t_.geometry.groups);
+    const int64_t group = task / column_blocks_ / row_blocks_;
     const int64_t total = t_.geometry.batch * phase.pixels(), begin = row_block * block_rows_;
     const int64_t rows = std::min(block_rows_, total - begin);
     if (rows <= 0) return;
