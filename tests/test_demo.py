@@ -20,7 +20,8 @@ pytest.importorskip("sklearn")
 import torch_convlab
 from torch_convlab import __main__ as command_line
 from torch_convlab import models
-from torch_convlab.lab import data, demo, timing, train, verify
+from torch_convlab.lab import data, timing, train, verification
+from torch_convlab.lab.commands import demo
 
 
 class Page(html.parser.HTMLParser):
@@ -68,7 +69,7 @@ def test_command_line(capsys):
 
 def test_every_verb_has_a_module():
     for verb in command_line.VERBS:
-        module = __import__(f"torch_convlab.lab.{verb}", fromlist=["run"])
+        module = __import__(f"torch_convlab.lab.commands.{verb.replace('-', '_')}", fromlist=["run"])
         assert callable(module.run) and callable(module.add_arguments)
 
 
@@ -158,7 +159,7 @@ def test_missing_and_unreadable_mnist_files_are_named(tmp_path, capsys):
     with pytest.raises(data.DataError, match=r"cannot read .*train-labels-idx1-ubyte.gz"):
         data.mnist_folder(tmp_path)
     assert command_line.main(["demo", "--data", str(tmp_path / "nowhere")]) == 2
-    assert "is not a folder" in capsys.readouterr().out
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_shifts_move_whole_images_and_follow_the_generator():
@@ -200,13 +201,13 @@ def total(output):
 def test_verification_passes_and_names_every_tensor():
     model, inputs = small_network(), torch.randn(2, 2, 6, 6)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    layers = verify.verify_layers(model, inputs, total)
+    layers = verification.verify_layers(model, inputs, total)
     assert all(comparison.passes for comparison in layers)
     kinds = [(comparison.name, comparison.kind) for comparison in layers]
     weight, bias, read = "gradient of weight", "gradient of bias", "gradient of input"
     parts = {"0": ("output", read, weight, bias), "1": ("output", read, weight, bias), "2": ("output", read)}
     assert kinds == [(name, kind) for name, these in {**parts, "3": parts["0"]}.items() for kind in these]
-    network = verify.verify_network(model, inputs, total)
+    network = verification.verify_network(model, inputs, total)
     assert all(comparison.passes for comparison in network) and len(network) == 4 + 1 + 6
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -217,7 +218,7 @@ def test_verification_notices_a_wrong_layer(monkeypatch, wrong):
     right = torch_convlab.nn.Conv2d.forward
     monkeypatch.setattr(torch_convlab.nn.Conv2d, "forward", lambda self, input: right(self, input) * wrong)
     model, inputs = small_network(), torch.randn(2, 2, 6, 6)
-    for check in (verify.verify_layers, verify.verify_network):
+    for check in (verification.verify_layers, verification.verify_network):
         failed = {comparison.name for comparison in check(model, inputs, total) if not comparison.passes}
         assert {"0", "3"} <= failed
 
@@ -225,7 +226,7 @@ def test_verification_notices_a_wrong_layer(monkeypatch, wrong):
 def test_verification_tells_calls_of_a_shared_layer_apart():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(3, 3), relu, nn.Linear(3, 3), relu)
-    names = [comparison.name for comparison in verify.verify_layers(model, torch.randn(2, 3), total)]
+    names = [comparison.name for comparison in verification.verify_layers(model, torch.randn(2, 3), total)]
     assert "1" in names and "1 (call 2)" in names
 
 

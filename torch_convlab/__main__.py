@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
-# Each verb is a module of torch_convlab.lab with `add_arguments(parser)` and `run(arguments) -> exit status`.
+# Each verb is a module of torch_convlab.lab.commands (with _ for -): `add_arguments(parser)`, `run(arguments)`.
 VERBS = {
     "demo": "train LeNet-5 on real digits, verify and time a converted ResNet-50, write report.html",
 }
@@ -14,31 +15,50 @@ LAB_PACKAGES = {"jinja2", "matplotlib", "numpy", "rich", "sklearn"}
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs a verb; its exit status: 0 all is well, 1 a check failed, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    width = max(map(len, VERBS))
     parser = argparse.ArgumentParser(
         prog="python -m torch_convlab",
         description=importlib.import_module("torch_convlab").__doc__,
         epilog="example:\n  python -m torch_convlab demo --help\n\nverbs:\n"
-        + "\n".join(f"  {verb:<10} {description}" for verb, description in VERBS.items()),
+        + "\n".join(f"  {verb:<{width}} {description}" for verb, description in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of those below")
     verb = parser.parse_args(arguments[:1]).verb
+    prefix = f"{parser.prog} {verb}"
     try:
-        module = importlib.import_module(f"torch_convlab.lab.{verb}")
+        module = importlib.import_module(f"torch_convlab.lab.commands.{verb.replace('-', '_')}")
+        verb_parser = argparse.ArgumentParser(prog=prefix, formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(verb_parser)
+        return _run(module, verb_parser.parse_args(arguments[1:]), prefix)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in LAB_PACKAGES:
             raise
-        print(
-            f"{parser.prog} {verb} needs {error.name}; install the lab's packages: pip install 'torch_convlab[lab]'",
-            file=sys.stderr,
-        )
+        message = f"needs {error.name}; install the lab's packages: pip install 'torch_convlab[lab]'"
+        print(f"{prefix} {message}", file=sys.stderr)
         return 2
-    verb_parser = argparse.ArgumentParser(
-        prog=f"{parser.prog} {verb}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(verb_parser)
-    return module.run(verb_parser.parse_args(arguments[1:]))
+
+
+def _run(module, arguments: argparse.Namespace, prefix: str) -> int:
+    from .lab.errors import LabError
+
+    try:
+        return module.run(arguments)
+    except LabError as error:
+        print(f"{prefix}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{prefix}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

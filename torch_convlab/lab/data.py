@@ -13,12 +13,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import LabError
+
 _SPLIT_SEED = 1797  # of the digits' split into training and test images; not the seed of the training run
 _TEST_IMAGES = 360
 _UBYTE = 8  # code of unsigned bytes in an IDX header
 
 
-class DataError(Exception):
+class DataError(LabError):
     """A data file that is missing or not what it should be; the message names it."""
 
 

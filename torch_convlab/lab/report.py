@@ -13,7 +13,7 @@ from . import charts
 from .data import Digits
 from .timing import FORMATS, Timing
 from .train import Recipe, Run, differences
-from .verify import Comparison
+from .verification import Comparison
 
 
 @dataclass

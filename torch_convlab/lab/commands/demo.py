@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from .. import build_info, convert, models
-from .data import DataError, Digits, bundled_digits, mnist_folder
-from .report import Results, write_report
-from .timing import FORMATS, time_model
-from .train import Recipe, Run, differences, train_lenet
-from .verify import Comparison, verify_layers, verify_network
+from ... import build_info, convert, models
+from ..command import describe, positive, progress
+from ..data import Digits, bundled_digits, mnist_folder
+from ..report import Results, write_report
+from ..timing import FORMATS, time_model
+from ..train import Recipe, Run, differences, train_lenet
+from ..verification import Comparison, verify_layers, verify_network
 
 _ACCURACY = 0.98
 _FLOAT32_STEPS, _FLOAT32_DIFFERENCE = 10, 1e-4  # later, training amplifies rounding
 _FLOAT64_EPOCHS, _FLOAT64_DIFFERENCE = 4, 1e-9
 
-EXAMPLES = """\
-examples:
-  python -m torch_convlab demo
-  python -m torch_convlab demo --data ~/mnist --epochs 2 --output mnist.html
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = __doc__, EXAMPLES
+    describe(parser, __doc__, "demo", "demo --data ~/mnist --epochs 2 --output mnist.html")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="MNIST's four IDX files, plain or .gz (default: scikit-learn's digits)"
     )
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: 12; with --data 2")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="default: 12; with --data 2")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and shifts (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument(
@@ -48,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if every check passed, 1 if one failed, 2 if the data cannot be read."""
+    """0 if every check passed, 1 if one failed."""
     start = time.perf_counter()
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -58,11 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"torch_convlab {info['version']}, torch {info['torch']}, {info['instruction_set']} kernels, "
         f"{torch.get_num_threads()} thread(s)"
     )
-    try:
-        digits = mnist_folder(arguments.data) if arguments.data else bundled_digits()
-    except DataError as error:
-        console.print(Text(str(error), "red"), soft_wrap=True)
-        return 2
+    digits = mnist_folder(arguments.data) if arguments.data else bundled_digits()
     epochs = arguments.epochs or (2 if arguments.quick or arguments.data else Recipe.epochs)
     results = _train(console, digits, Recipe(epochs=epochs, seed=arguments.seed), arguments.quick)
     _verify_and_time(console, results, arguments.quick)
@@ -118,7 +107,7 @@ def _epochs(results: Results) -> Table:
 
 def _train_one(console, label, digits, recipe, layers, dtype=torch.float32) -> Run:
     steps = recipe.epochs * -(-len(digits.train_images) // recipe.batch_size)
-    with _progress(console, label, steps) as advance:
+    with progress(label, steps) as advance:
         run = train_lenet(digits, recipe, layers, on_step=lambda _: advance(), dtype=dtype)
     console.print(f"{label}: {run.seconds:.1f} s, test accuracy {100 * run.accuracy:.2f} %")
     return run
@@ -153,7 +142,7 @@ def _verify_and_time(console: Console, results: Results, quick: bool) -> None:
     )
     console.rule(f"3. {results.model_name}, timed")
     rounds = 3 if quick else 9
-    with _progress(console, "rounds", 2 * rounds) as advance:
+    with progress("rounds", 2 * rounds) as advance:
         results.timings = time_model(model, inputs, rounds, on_round=advance)
     console.print(_speeds(results))
 
@@ -179,19 +168,3 @@ def _speeds(results: Results) -> Table:
             milliseconds = [f"{1e3 * timing.median(contestant):.0f} ms" for contestant in (ours, theirs)]
             table.add_row(timing.task, name, *milliseconds, f"{ratio:.2f}", f"{low:.2f} to {high:.2f}")
     return table
-
-
-@contextmanager
-def _progress(console: Console, label: str, total: int):
-    """Yields the function that advances a progress bar by one; in a pipe there is no bar."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, but got {value}")
-    return value
