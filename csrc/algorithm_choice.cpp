@@ -89,14 +89,27 @@ double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
   }
 }
 
-Algorithm choose_algorithm(const ConvProblem& problem) {
+Settings& settings() {
+  static Settings current;
+  return current;
+}
+
+bool eligible(Algorithm algorithm, const ConvProblem& problem, const Settings& settings) {
+  // Who computes in float64 wants the digits that winograd gives up.
+  if (algorithm == Algorithm::winograd && (settings.precise || problem.dtype == Dtype::float64)) return false;
+  return refusal(algorithm, problem).empty();
+}
+
+Algorithm choose_algorithm(const ConvProblem& problem, const Settings& settings) {
+  if (settings.algorithm >= 0) {
+    const auto wanted = static_cast<Algorithm>(settings.algorithm);
+    if (refusal(wanted, problem).empty()) return wanted;
+  }
   Algorithm best = Algorithm::implicit_gemm;
   double best_cost = estimated_cost(best, problem);
   for (int index = 0; index < kAlgorithms; ++index) {
     const auto algorithm = static_cast<Algorithm>(index);
-    // Who computes in float64 wants the digits that winograd gives up.
-    if (algorithm == Algorithm::winograd && problem.dtype == Dtype::float64) continue;
-    if (!refusal(algorithm, problem).empty()) continue;
+    if (!eligible(algorithm, problem, settings)) continue;
     const double cost = estimated_cost(algorithm, problem);
     if (cost < best_cost) best = algorithm, best_cost = cost;
   }

@@ -24,7 +24,18 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 // In multiply-adds of a perfectly running matrix product; lower is faster. For algorithms that do not refuse.
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem);
 
-// The cheapest algorithm that does not refuse.
-Algorithm choose_algorithm(const ConvProblem& problem);
+// What `auto` may take. Process-wide, set by `torch_convlab.backends`.
+struct Settings {
+  int algorithm = -1;     // an Algorithm to take wherever it does not refuse, or -1
+  bool precise = false;   // only algorithms whose error is that of a plain sum
+  bool autotune = false;  // measure each new problem (ops/autotune.h) instead of estimating its cost
+};
+Settings& settings();
+
+// Whether `auto` may take the algorithm at all; the others are for those who name them.
+bool eligible(Algorithm algorithm, const ConvProblem& problem, const Settings& settings);
+
+// The setting's algorithm if it does not refuse, else the cheapest of the eligible ones.
+Algorithm choose_algorithm(const ConvProblem& problem, const Settings& settings = settings());
 
 }  // namespace convlab

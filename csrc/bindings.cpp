@@ -11,6 +11,7 @@
 #include "algorithms.h"
 #include "cpu/dispatch.h"
 #include "geometry.h"
+#include "ops/autotune.h"
 
 namespace py = pybind11;
 
@@ -92,6 +93,35 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
       },
       py::arg("geometry"), py::arg("pass"), py::arg("dtype"));
+  m.def("settings", [] {
+    const Settings& now = settings();
+    return py::make_tuple(now.algorithm < 0 ? "auto" : algorithm_name(static_cast<Algorithm>(now.algorithm)),
+                          now.precise, now.autotune);
+  });
+  m.def(
+      "set_settings",
+      [](const std::string& algorithm, bool precise, bool autotune) {
+        Settings wanted{-1, precise, autotune};
+        for (int index = 0; index < kAlgorithms; ++index)
+          if (algorithm == algorithm_name(static_cast<Algorithm>(index))) wanted.algorithm = index;
+        settings() = wanted;
+      },
+      py::arg("algorithm"), py::arg("precise"), py::arg("autotune"));
+  m.def("tuned_table", [] {
+    py::dict list;
+    for (const auto& [key, tuned] : tuned_table())
+      list[py::str(key)] = py::make_tuple(algorithm_name(tuned.algorithm), tuned.seconds);
+    return list;
+  });
+  m.def("set_tuned_table",
+        [](const std::map<std::string, std::pair<std::string, std::map<std::string, double>>>& list) {
+          std::map<std::string, Tuned> table;
+          for (const auto& [key, entry] : list)
+            for (int index = 0; index < kAlgorithms; ++index)
+              if (entry.first == algorithm_name(static_cast<Algorithm>(index)))
+                table[key] = {static_cast<Algorithm>(index), entry.second};
+          set_tuned_table(std::move(table));
+        });
   m.def("output_size", &output_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,
         py::arg("padding") = 0, py::arg("dilation") = 1);
   m.def("pooled_size", &pooled_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,

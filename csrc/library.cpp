@@ -14,6 +14,15 @@ TORCH_LIBRARY(convlab, m) {
       "convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
       tags);
+  // relu(convolution + residual), each part if asked for; for inference. `packed`: what convolution_pack returned for
+  // this weight, and the caller's word that the weight has not changed since.
+  m.def(
+      "convolution_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? packed, bool relu, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
+      tags);
+  m.def(
+      "convolution_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
+      "str algorithm) -> Tensor");
   m.def(
       "convolution_backward_input(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
@@ -89,6 +98,8 @@ TORCH_LIBRARY(convlab, m) {
 
 TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("convolution", convlab::convolution);
+  m.impl("convolution_fused", convlab::convolution_fused);
+  m.impl("convolution_pack", convlab::convolution_pack);
   m.impl("convolution_backward_input", convlab::convolution_backward_input);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight);
   m.impl("batch_norm_train", convlab::batch_norm_train);
@@ -111,6 +122,7 @@ TORCH_LIBRARY_IMPL(convlab, CPU, m) {
 
 TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("convolution", convlab::convolution_meta);
+  m.impl("convolution_fused", convlab::convolution_fused_meta);
   m.impl("convolution_backward_input", convlab::convolution_backward_input_meta);
   m.impl("convolution_backward_weight", convlab::convolution_backward_weight_meta);
   m.impl("batch_norm_train", convlab::batch_norm_train_meta);

@@ -23,13 +23,14 @@ def build_info() -> dict[str, object]:
     return {"version": __version__, "torch": torch.__version__, **_C.build_info()}
 
 
-from . import _flops, functional, models, nn  # noqa: E402, F401
+from . import _flops, backends, functional, models, nn  # noqa: E402, F401
 from .choice import explain_convolution  # noqa: E402
 from .convert import convert, revert  # noqa: E402
 from .fuse import fuse, fusion_report  # noqa: E402
 
 __all__ = [
     "algorithms",
+    "backends",
     "build_info",
     "convert",
     "explain_convolution",

@@ -124,9 +124,9 @@ class DepthwiseChannelsLast {
     CONVLAB_UNROLL for (int p = 0; p < Count; ++p) {
       T* to = target + (x + p) * axis.step * channels_ + c;
       if (Whole)
-        store(to, sum[p]);
+        t_.epilogue.store(to, sum[p]);
       else
-        store_partial(to, sum[p], left);
+        t_.epilogue.store_partial(to, sum[p], left);
     }
   }
 

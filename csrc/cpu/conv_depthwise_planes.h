@@ -219,13 +219,10 @@ class DepthwisePlanes {
                 ((axis[0].first + z * axis[0].step) * t_.written_size[1] + axis[1].first + y * axis[1].step) *
                     t_.written_size[2] +
                 axis[2].first;
-        int64_t x = 0;
-        if (axis[2].step == 1) {
-          for (; x + lanes<A> <= axis[2].count; x += lanes<A>) store(to + x, load(from + x));
-          if (x < axis[2].count) store_partial(to + x, load(from + x), axis[2].count - x);
-          continue;
-        }
-        for (; x < axis[2].count; ++x) to[x * axis[2].step] = from_accumulate<T>(from[x]);
+        if (axis[2].step == 1)
+          t_.epilogue.store_row(to, from, axis[2].count);
+        else
+          for (int64_t x = 0; x < axis[2].count; ++x) t_.epilogue.store_one(to + x * axis[2].step, from[x]);
       }
   }
 

@@ -41,6 +41,7 @@ class GemmChannelsFirst {
     ConvPlan plan;
     if (!weights_in_place_) {
       plan.prepare_tasks = g.groups * g.taps();
+      plan.packs_weight = true;
       plan.shared_bytes = g.weight_elements() * static_cast<int64_t>(sizeof(A));
     }
     plan.run_tasks = t_.phase_count * g.groups * pixel_blocks_ * row_blocks_;
@@ -183,6 +184,8 @@ class GemmChannelsFirst {
           if constexpr (!is_reduced<T>)
             if (in_place) s.outputs[r] = written + r * image_pixels + pixel;
         }
+        if constexpr (!is_reduced<T>)
+          product.epilogue = in_place && last_chain && t_.epilogue.needed() ? &t_.epilogue : nullptr;
         tile_kernel<A, 1>(static_cast<int>(height), width / lanes<A>)(product);
         if constexpr (!is_reduced<T>)
           if (writes_in_place() && !in_place && last_chain) scatter(written, pixel, columns, height, s.outputs);
@@ -213,15 +216,10 @@ class GemmChannelsFirst {
     const int64_t image_stride = t_.written_channels * t_.geometry.groups * image_pixels;
     for (int64_t done = 0; done < columns; written += image_stride, pixel = 0) {
       const int64_t length = std::min(columns - done, image_pixels - pixel);
-      for (int64_t r = 0; r < height; ++r) store_span(staged[r] + done, length, written + r * image_pixels + pixel);
+      for (int64_t r = 0; r < height; ++r)
+        t_.epilogue.store_row(written + r * image_pixels + pixel, staged[r] + done, length);
       done += length;
     }
-  }
-
-  static void store_span(const A* source, int64_t length, T* target) {
-    int64_t i = 0;
-    for (; i + lanes<A> <= length; i += lanes<A>) store(target + i, load(source + i));
-    for (; i < length; ++i) target[i] = from_accumulate<T>(source[i]);
   }
 
   void store_staged(int64_t group, const Phase& phase, int64_t first_row, int64_t rows, int64_t run_count,
@@ -237,9 +235,9 @@ class GemmChannelsFirst {
       const A* source = s.staged + run.column;
       for (int64_t r = 0; r < rows; ++r, source += block_pixels_, target += image_pixels) {
         if (step == 1)
-          store_span(source, run.length, target);
+          t_.epilogue.store_row(target, source, run.length);
         else
-          for (int64_t i = 0; i < run.length; ++i) target[i * step] = from_accumulate<T>(source[i]);
+          for (int64_t i = 0; i < run.length; ++i) t_.epilogue.store_one(target + i * step, source[i]);
       }
     }
   }

@@ -42,6 +42,7 @@ class GemmChannelsLast {
     ConvPlan plan;
     plan.prepare_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
+    plan.packs_weight = true;
     plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
@@ -261,6 +262,10 @@ class GemmChannelsLast {
         product.accumulate = !first_chain;
         product.column_start = first_chain && t_.bias ? s.bias : nullptr;
         first_chain = false;
+        if constexpr (!is_reduced<T>) {
+          const bool last_chain = segment + together >= count && begin + chunk >= depth;
+          product.epilogue = last_chain && in_place && t_.epilogue.needed() ? &t_.epilogue : nullptr;
+        }
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
           product.rows = s.rows + first * count + segment * height;
@@ -274,13 +279,7 @@ class GemmChannelsLast {
       }
     if (!in_place)
       for (int64_t r = 0; r < rows; ++r)
-        store_converted(s.staged + r * kPanel<A>, s.outputs[r] + first_column, columns);
-  }
-
-  static void store_converted(const A* source, T* target, int64_t count) {
-    int64_t j = 0;
-    for (; j + lanes<A> <= count; j += lanes<A>) store(target + j, load(source + j));
-    if (j < count) store_partial(target + j, load(source + j), count - j);
+        t_.epilogue.store_row(s.outputs[r] + first_column, s.staged + r * kPanel<A>, columns);
   }
 
   const ConvArguments<T>& arguments_;

@@ -18,6 +18,9 @@ struct ConvPlan {
   int64_t finish_tasks = 0;   // 0: no finish step
   int64_t shared_bytes = 0;   // workspace that all threads see
   int64_t scratch_bytes = 0;  // workspace of one thread
+  // Whether what prepare leaves in the shared workspace depends on the weight, the algorithm and the layout alone, so
+  // that it may be kept between calls.
+  bool packs_weight = false;
 };
 
 // The pass decides which of input, weight and output is written; the other two are only read.
@@ -32,6 +35,8 @@ struct ConvArguments {
   T* weight = nullptr;
   T* output = nullptr;
   const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
+  const T* residual = nullptr;  // added too, element by element, in the layout of what is written; may be null
+  bool relu = false;            // last
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* shared = nullptr;
   int64_t round = 0;

@@ -6,7 +6,7 @@
 // Cost: multiply_adds() multiply-adds, one at a time. Limits: none; it is the reference, and it stays this plain.
 #pragma once
 #include "conv_kernels.h"
-#include "isa.h"
+#include "epilogue.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -57,6 +57,7 @@ struct Naive {
   static void forward(const ConvArguments<T>& a, int64_t task) {
     const ConvGeometry& g = a.geometry;
     const Dense in(a.layout, g.in_channels, g.input), out(a.layout, g.out_channels, g.output);
+    const Epilogue<T> epilogue{a.output, a.residual, a.relu};
     const int64_t n = task / g.out_channels, k = task % g.out_channels;
     const int64_t first_channel = k / g.out_channels_per_group() * g.in_channels_per_group();
     for (int64_t oz = 0; oz < g.output[0]; ++oz)
@@ -74,7 +75,7 @@ struct Naive {
                     sum += to_accumulate(a.input[in(n, first_channel + c, z, y, x)]) * weight(a, k, c, kz, ky, kx);
                 }
           if (a.bias) sum += to_accumulate(a.bias[k]);
-          a.output[out(n, k, oz, oy, ox)] = from_accumulate<T>(sum);
+          epilogue.store_one(&a.output[out(n, k, oz, oy, ox)], sum);
         }
   }
 
@@ -82,6 +83,7 @@ struct Naive {
   static void backward_input(const ConvArguments<T>& a, int64_t task) {
     const ConvGeometry& g = a.geometry;
     const Dense in(a.layout, g.in_channels, g.input), out(a.layout, g.out_channels, g.output);
+    const Epilogue<T> epilogue{a.input, a.residual, a.relu};
     const int64_t n = task / g.in_channels, channel = task % g.in_channels;
     const int64_t c = channel % g.in_channels_per_group();
     const int64_t first_filter = channel / g.in_channels_per_group() * g.out_channels_per_group();
@@ -99,7 +101,7 @@ struct Naive {
                          weight(a, first_filter + f, c, kz, ky, kx);
               }
           if (a.bias) sum += to_accumulate(a.bias[channel]);
-          a.input[in(n, channel, z, y, x)] = from_accumulate<T>(sum);
+          epilogue.store_one(&a.input[in(n, channel, z, y, x)], sum);
         }
   }
 

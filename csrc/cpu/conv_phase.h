@@ -7,7 +7,7 @@
 // convolution of its own with step 1 and a subset of the taps; every tap belongs to exactly one phase.
 #pragma once
 #include "conv_kernels.h"
-#include "isa.h"
+#include "epilogue.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -84,6 +84,7 @@ struct Transfer {
   const T* read;
   T* written;
   const T* bias;
+  Epilogue<T> epilogue;
   int64_t read_channels, written_channels;  // per group
   const int64_t *read_size, *written_size;
   int64_t phase_count;
@@ -94,6 +95,7 @@ struct Transfer {
         read(a.pass == Pass::forward ? a.input : a.output),
         written(a.pass == Pass::forward ? a.output : a.input),
         bias(a.bias),
+        epilogue{written, a.residual, a.relu},
         phase_count(phases(geometry, a.pass)) {
     const bool forward = pass == Pass::forward;
     read_channels = forward ? geometry.in_channels_per_group() : geometry.out_channels_per_group();

@@ -67,6 +67,7 @@ class WinogradTiles {
     ConvPlan plan;
     plan.prepare_tasks = few_tiles_ ? groups * t_.geometry.batch * tiles_[0]
                                     : groups * panels_ * divide_up(t_.read_channels, kPreparedChannels);
+    plan.packs_weight = !few_tiles_;
     plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
     plan.shared_bytes = groups * (few_tiles_ ? input_size() : group_weights_) * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
@@ -331,7 +332,7 @@ class WinogradTiles {
       T* image = t_.written + strip.n * height * width * stride + group * t_.written_channels + first;
       for (int64_t tile = 0; tile < strip.tiles; ++tile) {
         const int64_t x = strip.x + tile * M;
-        untransform_tile(s.product + (strip.tile + tile) * kPanel<A>, s.bias, columns,
+        untransform_tile(s.product + (strip.tile + tile) * kPanel<A>, s.bias, columns, t_.epilogue,
                          image + (strip.y * width + x) * stride, width * stride, stride, lines,
                          std::min<int64_t>(M, width - x));
       }
@@ -340,17 +341,17 @@ class WinogradTiles {
     const int64_t pixels = std::min(strip.tiles * M, width - strip.x), pitch = strip.tiles * M;
     for (int64_t tile = 0; tile < strip.tiles; ++tile)
       untransform_tile<A>(s.product + (strip.tile + tile) * kPanel<A>, s.bias, round_up(columns, lanes<A>),
-                          s.strip + tile * M * kPanel<A>, pitch * kPanel<A>, kPanel<A>, M, M);
+                          Epilogue<A>{}, s.strip + tile * M * kPanel<A>, pitch * kPanel<A>, kPanel<A>, M, M);
     T* image = t_.written + (strip.n * stride + group * t_.written_channels + first) * height * width;
     for (int64_t i = 0; i < lines; ++i)
       store_lines(s.strip + i * pitch * kPanel<A>, pixels, columns, image + (strip.y + i) * width + strip.x,
                   height * width);
   }
 
-  // A^T m A of one tile, plus the bias; writes `lines` x `pixels` of the M x M outputs.
+  // A^T m A of one tile, plus the bias, through the epilogue; writes `lines` x `pixels` of the M x M outputs.
   template <class U>
-  void untransform_tile(const A* product, const A* bias, int64_t columns, U* corner, int64_t line, int64_t pixel,
-                        int64_t lines, int64_t pixels) const {
+  void untransform_tile(const A* product, const A* bias, int64_t columns, const Epilogue<U>& epilogue, U* corner,
+                        int64_t line, int64_t pixel, int64_t lines, int64_t pixels) const {
     constexpr const auto& matrices = winograd<M, R>;
     const int64_t point_stride = block_tiles_ * kPanel<A>;
     for (int64_t k = 0; k < columns; k += lanes<A>) {
@@ -369,16 +370,16 @@ class WinogradTiles {
           if (j >= pixels) break;
           U* target = corner + i * line + j * pixel + k;
           if (whole)
-            store(target, y[j] + start);
+            epilogue.store(target, y[j] + start);
           else
-            store_partial(target, y[j] + start, columns - k);
+            epilogue.store_partial(target, y[j] + start, columns - k);
         }
       }
     }
   }
 
   // [pixel][column] -> one line of each column's plane
-  static void store_lines(const A* strip, int64_t pixels, int64_t columns, T* target, int64_t plane) {
+  void store_lines(const A* strip, int64_t pixels, int64_t columns, T* target, int64_t plane) const {
     for (int64_t k = 0; k < columns; k += lanes<A>)
       for (int64_t x = 0; x < pixels; x += lanes<A>) {
         const int64_t count = std::min<int64_t>(lanes<A>, pixels - x);
@@ -388,9 +389,9 @@ class WinogradTiles {
         for (int64_t j = 0; j < std::min<int64_t>(lanes<A>, columns - k); ++j) {
           T* to = target + (k + j) * plane + x;
           if (count == lanes<A>)
-            store(to, block[j]);
+            t_.epilogue.store(to, block[j]);
           else
-            store_partial(to, block[j], count);
+            t_.epilogue.store_partial(to, block[j], count);
         }
       }
   }

@@ -8,7 +8,7 @@
 // Limits: the panel must be packed; sums of one call form one chain, so callers cut long reductions into calls
 // that each start from zero (`accumulate`), which also keeps float32 errors low.
 #pragma once
-#include "vec.h"
+#include "epilogue.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -29,9 +29,10 @@ struct TileProduct {
   int64_t panel_offset = 0;     // added to every panel pointer
   A* const* outputs = nullptr;  // [rows of the tile]
   int64_t output_offset = 0;
-  bool accumulate = false;          // add to the outputs instead of overwriting them
-  const A* column_start = nullptr;  // added once per column, or null
-  const A* row_start = nullptr;     // added once per row, or null
+  bool accumulate = false;                // add to the outputs instead of overwriting them
+  const A* column_start = nullptr;        // added once per column, or null
+  const A* row_start = nullptr;           // added once per row, or null
+  const Epilogue<A>* epilogue = nullptr;  // if the outputs are the tensor itself and this is the last of their sums
 };
 
 // Step: distance in memory of successive reduction elements of a row.
@@ -64,7 +65,10 @@ void multiply_tile(const TileProduct<A>& t) {
       if (t.accumulate) result += load(output + v * lanes<A>);
       if (t.column_start) result += load(t.column_start + v * lanes<A>);
       if (t.row_start) result += broadcast(start);
-      store(output + v * lanes<A>, result);
+      if (t.epilogue)
+        t.epilogue->store(output + v * lanes<A>, result);
+      else
+        store(output + v * lanes<A>, result);
     }
   }
 }

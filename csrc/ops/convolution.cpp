@@ -4,8 +4,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <cstring>
+
 #include "../algorithm_choice.h"
 #include "../cpu/conv_kernels.h"
+#include "autotune.h"
 #include "convolution_checks.h"
 
 namespace convlab {
@@ -55,9 +58,29 @@ Dtype dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-Algorithm algorithm_by_name(std::string_view name, const ConvGeometry& geometry, Pass pass, const Tensor& tensor) {
-  const ConvProblem problem{geometry, pass, dtype_of(tensor), tensor.is_cpu() ? Device::cpu : Device::cuda};
-  if (name == "auto") return choose_algorithm(problem);
+// One pass. The two tensors that are read may have any strides; the third, just allocated, is dense in `layout` (the
+// weight in either format).
+struct Call {
+  Pass pass;
+  ConvGeometry geometry;
+  Layout layout;
+  Tensor input, weight, output;
+  OptionalTensor bias, residual = std::nullopt;
+  bool relu = false;
+  OptionalTensor packed = std::nullopt;  // the weight as convolution_pack left it
+
+  const Tensor& written() const {
+    return pass == Pass::forward ? output : pass == Pass::backward_input ? input : weight;
+  }
+  ConvProblem problem() const {
+    const Tensor& tensor = written();
+    return {geometry, pass, dtype_of(tensor), tensor.is_cpu() ? Device::cpu : Device::cuda};
+  }
+};
+
+// The algorithm called `name`; none for "auto".
+std::optional<Algorithm> algorithm_by_name(std::string_view name, const ConvProblem& problem) {
+  if (name == "auto") return std::nullopt;
   std::string known = "auto";
   for (int index = 0; index < kAlgorithms; ++index) {
     const auto algorithm = static_cast<Algorithm>(index);
@@ -70,14 +93,40 @@ Algorithm algorithm_by_name(std::string_view name, const ConvGeometry& geometry,
   TORCH_CHECK_VALUE(false, "unknown algorithm '", name, "', expected one of: ", known);
 }
 
+// In front of a packed weight: what it was packed for. Whoever asks with another problem has the weight packed anew.
+struct alignas(64) PackedHeader {
+  int64_t fields[8];
+
+  template <class T>
+  PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, const cpu::ConvPlan& plan)
+      : fields{static_cast<int64_t>(algorithm),
+               static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass),
+               static_cast<int64_t>(sizeof(T)),
+               a.geometry.out_channels,
+               a.geometry.in_channels,
+               a.geometry.groups,
+               a.geometry.kernel[0] << 40 | a.geometry.kernel[1] << 20 | a.geometry.kernel[2],
+               plan.shared_bytes} {}
+
+  int64_t bytes() const { return static_cast<int64_t>(sizeof(PackedHeader)) + fields[7]; }
+  bool heads(const Tensor& packed) const {
+    return packed.numel() == bytes() && std::memcmp(packed.const_data_ptr(), fields, sizeof fields) == 0;
+  }
+};
+
 // Ranges smaller than this many multiply-adds are not worth a thread.
 constexpr int64_t kMultiplyAddsPerThread = 1 << 16;
 
 template <class T>
-void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
+void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const OptionalTensor& packed) {
   const auto kernels = cpu::conv_kernels<T>().algorithm[static_cast<int>(algorithm)];
-  const cpu::ConvPlan plan = kernels.plan(arguments);
-  arguments.shared = thread_scratch(0, plan.shared_bytes);
+  cpu::ConvPlan plan = kernels.plan(arguments);
+  if (plan.packs_weight && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed)) {
+    arguments.shared = static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader);
+    plan.prepare_tasks = 0;
+  } else {
+    arguments.shared = thread_scratch(0, plan.shared_bytes);
+  }
   const int64_t cost = arguments.geometry.multiply_adds() / plan.rounds / std::max<int64_t>(1, plan.run_tasks) + 1;
   const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerThread / cost);
   const int64_t copied = plan.shared_bytes / 4 / std::max<int64_t>(1, plan.prepare_tasks) + 1;
@@ -93,69 +142,150 @@ void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
   parallel(plan.finish_tasks, copy_grain, [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
 }
 
-// Runs one pass. The two tensors that are read may have any strides; the third, just allocated, is dense in
-// `layout` (the weight in either format).
-void run(Algorithm algorithm, Pass pass, const ConvGeometry& geometry, Layout layout, Tensor input, Tensor weight,
-         Tensor output, const OptionalTensor& bias) {
-  input = with_height(input);
-  weight = with_height(weight);
-  output = with_height(output);
-  const auto format = memory_format(layout, input.dim());
-  input = input.contiguous(format);
-  output = output.contiguous(format);
-  weight = weight.contiguous(weight.suggest_memory_format());
-  const bool channel_is_contiguous = layout_of(weight) == Layout::channels_last;
-  const Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : Tensor();
-  dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {
+// The kernels' view of a call; the tensors that it points into are made dense in place.
+template <class T>
+cpu::ConvArguments<T> cpu_arguments(Call& call) {
+  const auto dense = [&](Tensor& tensor) {
+    tensor = with_height(tensor).contiguous(memory_format(call.layout, std::max<int64_t>(4, tensor.dim())));
+    return const_cast<T*>(const_data<T>(tensor));
+  };
+  cpu::ConvArguments<T> arguments;
+  arguments.geometry = call.geometry;
+  arguments.threads = at::get_num_threads();
+  arguments.pass = call.pass;
+  arguments.layout = call.layout;
+  if (call.input.defined()) arguments.input = dense(call.input);
+  if (call.output.defined()) arguments.output = dense(call.output);
+  if (call.residual.has_value()) arguments.residual = dense(*call.residual);
+  arguments.relu = call.relu;
+  call.weight = with_height(call.weight);
+  call.weight = call.weight.contiguous(call.weight.suggest_memory_format());
+  arguments.weight = const_cast<T*>(const_data<T>(call.weight));
+  const bool channel_is_contiguous = layout_of(call.weight) == Layout::channels_last;
+  arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
+  arguments.weight_stride_tap = channel_is_contiguous ? call.geometry.in_channels_per_group() : 1;
+  if (call.bias.has_value()) call.bias = call.bias->contiguous();
+  arguments.bias = const_data<T>(call.bias);
+  return arguments;
+}
+
+void run(Call call, std::string_view name) {
+  dispatch_dtype(call.written().scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);
-    cpu::ConvArguments<T> arguments;
-    arguments.geometry = geometry;
-    arguments.threads = at::get_num_threads();
-    arguments.pass = pass;
-    arguments.layout = layout;
-    arguments.input = const_cast<T*>(const_data<T>(input));
-    arguments.weight = const_cast<T*>(const_data<T>(weight));
-    arguments.output = const_cast<T*>(const_data<T>(output));
-    arguments.bias = dense_bias.defined() ? const_data<T>(dense_bias) : nullptr;
-    arguments.weight_stride_channel = channel_is_contiguous ? 1 : geometry.taps();
-    arguments.weight_stride_tap = channel_is_contiguous ? geometry.in_channels_per_group() : 1;
-    run_on_cpu<T>(algorithm, arguments);
+    const ConvProblem problem = call.problem();
+    const auto arguments = cpu_arguments<T>(call);
+    std::optional<Algorithm> algorithm = algorithm_by_name(name, problem);
+    if (!algorithm && settings().autotune && settings().algorithm < 0)
+      algorithm = autotuned(problem, call.layout, arguments.threads,
+                            [&](Algorithm candidate) { run_on_cpu<T>(candidate, arguments, std::nullopt); });
+    run_on_cpu<T>(algorithm.value_or(choose_algorithm(problem)), arguments, call.packed);
   });
 }
 
-// Sums over nothing are zero, plus the bias if there is one.
-Tensor& fill_with_bias(Tensor& result, const OptionalTensor& bias) {
+// Sums over nothing are zero, plus what is added to them.
+void fill(const Call& call) {
+  Tensor result = call.written();
   result.zero_();
-  if (bias.has_value() && bias->defined()) {
+  if (call.bias.has_value()) {
     std::vector<int64_t> shape(static_cast<size_t>(result.dim()), 1);
-    shape[1] = bias->numel();
-    result.add_(bias->view(shape));
+    shape[1] = call.bias->numel();
+    result.add_(call.bias->view(shape));
   }
-  return result;
+  if (call.residual.has_value()) result.add_(*call.residual);
+  if (call.relu) result.relu_();
+}
+
+Tensor compute(const Call& call, std::string_view algorithm) {
+  if (call.geometry.multiply_adds() == 0) {
+    algorithm_by_name(algorithm, call.problem());  // an unknown name is an error here too
+    fill(call);
+  } else {
+    run(call, algorithm);
+  }
+  return call.written();
+}
+
+// An undefined tensor is none.
+OptionalTensor present(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() ? tensor : std::nullopt;
+}
+
+template <class Int>
+void check_residual(const OptionalTensor& residual, const Tensor& input, const std::vector<Int>& size) {
+  if (!present(residual)) return;
+  check_same_type("Input", input, "residual", *residual);
+  if constexpr (std::is_same_v<Int, SymInt>)
+    check_size<Int>("residual", residual->sym_sizes(), size);
+  else
+    check_size<Int>("residual", residual->sizes(), size);
 }
 
 }  // namespace
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                    IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
-  const auto size = check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
-  check_same_type("Input", input, "weight", weight);
-  check_bias<int64_t>(bias, input, weight.size(0), weight.sizes());
-  const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
-  const Algorithm chosen = algorithm_by_name(algorithm, geometry, Pass::forward, input);
-  const Layout layout = joint_layout(input, weight);
-  Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
-  if (geometry.multiply_adds() == 0) return fill_with_bias(output, bias);
-  run(chosen, Pass::forward, geometry, layout, input, weight, output, bias);
-  return output;
+  return convolution_fused(input, weight, bias, std::nullopt, std::nullopt, false, stride, padding, dilation, groups,
+                           algorithm);
 }
 
 Tensor convolution_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
-                        SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view) {
+                        SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view algorithm) {
+  return convolution_fused_meta(input, weight, bias, std::nullopt, std::nullopt, false, stride, padding, dilation,
+                                groups, algorithm);
+}
+
+Tensor convolution_fused(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& residual, const OptionalTensor& packed, bool relu, IntArrayRef stride,
+                         IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
+  const auto size = check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  check_same_type("Input", input, "weight", weight);
+  check_bias<int64_t>(bias, input, weight.size(0), weight.sizes());
+  check_residual<int64_t>(residual, input, size);
+  const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  const Layout layout = joint_layout(input, weight);
+  const Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
+  return compute(
+      {Pass::forward, geometry, layout, input, weight, output, present(bias), present(residual), relu, present(packed)},
+      algorithm);
+}
+
+Tensor convolution_fused_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                              const OptionalTensor& residual, const OptionalTensor&, bool, SymIntArrayRef stride,
+                              SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view) {
   const auto size = check_convolution<SymInt>(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<SymInt>(bias, input, weight.sym_size(0), weight.sym_sizes());
+  check_residual<SymInt>(residual, input, size);
   return empty_in_layout(SymIntArrayRef(size), input, joint_layout(input, weight));
+}
+
+Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
+                        IntArrayRef dilation, int64_t groups, std::string_view name) {
+  check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  check_same_type("Input", input, "weight", weight);
+  const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  Tensor packed = at::empty({0}, at::TensorOptions().dtype(at::kByte));
+  if (geometry.multiply_adds() == 0) return packed;
+  Call call{Pass::forward, geometry, joint_layout(input, weight), Tensor(), weight, input, std::nullopt};
+  const ConvProblem problem = call.problem();
+  dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {
+    using T = decltype(type);
+    call.output = Tensor();
+    auto arguments = cpu_arguments<T>(call);
+    std::optional<Algorithm> algorithm = algorithm_by_name(name, problem);
+    const Algorithm chosen = algorithm.value_or(choose_algorithm(problem));
+    const auto kernels = cpu::conv_kernels<T>().algorithm[static_cast<int>(chosen)];
+    const cpu::ConvPlan plan = kernels.plan(arguments);
+    if (!plan.packs_weight) return;
+    const PackedHeader header(chosen, arguments, plan);
+    packed = at::empty({header.bytes()}, packed.options());
+    std::memcpy(packed.mutable_data_ptr(), header.fields, sizeof header.fields);
+    arguments.shared = static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackedHeader);
+    parallel(plan.prepare_tasks, 1, [&](int64_t begin, int64_t end) {
+      kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
+    });
+  });
+  return packed;
 }
 
 Tensor convolution_backward_input(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& bias,
@@ -166,12 +296,9 @@ Tensor convolution_backward_input(const Tensor& grad_output, const Tensor& weigh
   check_same_type("grad_output", grad_output, "weight", weight);
   check_bias<int64_t>(bias, grad_output, input_size[1], weight.sizes());
   const auto geometry = make_geometry(input_size, weight.sizes(), stride, padding, dilation, groups);
-  const Algorithm chosen = algorithm_by_name(algorithm, geometry, Pass::backward_input, grad_output);
   const Layout layout = joint_layout(grad_output, weight);
-  Tensor grad_input = empty_in_layout(input_size, grad_output, layout);
-  if (geometry.multiply_adds() == 0) return fill_with_bias(grad_input, bias);
-  run(chosen, Pass::backward_input, geometry, layout, grad_input, weight, grad_output, bias);
-  return grad_input;
+  const Tensor grad_input = empty_in_layout(input_size, grad_output, layout);
+  return compute({Pass::backward_input, geometry, layout, grad_input, weight, grad_output, present(bias)}, algorithm);
 }
 
 Tensor convolution_backward_input_meta(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& bias,
@@ -191,12 +318,9 @@ Tensor convolution_backward_weight(const Tensor& grad_output, const Tensor& inpu
   check_size<int64_t>("grad_output", grad_output.sizes(), size);
   check_same_type("grad_output", grad_output, "input", input);
   const auto geometry = make_geometry(input.sizes(), weight_size, stride, padding, dilation, groups);
-  const Algorithm chosen = algorithm_by_name(algorithm, geometry, Pass::backward_weight, input);
   const Layout layout = joint_layout(grad_output, input);
-  Tensor grad_weight = empty_in_layout(weight_size, input, layout);
-  if (geometry.multiply_adds() == 0) return fill_with_bias(grad_weight, std::nullopt);
-  run(chosen, Pass::backward_weight, geometry, layout, input, grad_weight, grad_output, std::nullopt);
-  return grad_weight;
+  const Tensor grad_weight = empty_in_layout(weight_size, input, layout);
+  return compute({Pass::backward_weight, geometry, layout, input, grad_weight, grad_output, std::nullopt}, algorithm);
 }
 
 Tensor convolution_backward_weight_meta(const Tensor& grad_output, const Tensor& input, SymIntArrayRef weight_size,

@@ -4,9 +4,11 @@ from .convolution import (
     conv1d,
     conv2d,
     conv3d,
+    conv_fused,
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
+    pack_weight,
 )
 from .linear import (
     linear,
@@ -59,6 +61,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_fused",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -72,4 +75,5 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_pool3d",
     "max_pool3d_with_indices",
+    "pack_weight",
 ]

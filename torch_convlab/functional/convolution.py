@@ -56,6 +56,56 @@ def conv3d(
     return _convolution(3, input, weight, bias, stride, padding, dilation, groups, algorithm)
 
 
+def conv_fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, relu: bool = False,
+    stride=1, padding=0, dilation=1, groups: int = 1, *, algorithm: str = "auto", packed: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``relu(conv(input, weight, bias) + residual)``, each part if asked for, in one pass over the output.
+
+    For inference. Where a gradient is wanted the parts are computed one after another, so that the result is right
+    there too.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups, algorithm: as for `conv1d`, `conv2d` or `conv3d`;
+            the weight's dimensions say which. The input is batched.
+        residual: of the output's size and dtype, or None.
+        packed: what `pack_weight` returned for this weight, which must not have changed since.
+    """
+    spatial = weight.dim() - 2
+    stride, dilation = expand(stride, spatial, "stride"), expand(dilation, spatial, "dilation")
+    groups = integer(groups, "groups")
+    input, weight, bias, residual = autocast(input, weight, bias, residual)
+    if isinstance(padding, str):
+        input, padding = _named_padding(padding, input, weight, stride, dilation, spatial)
+    else:
+        padding = expand(padding, spatial, "padding")
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (input, weight, bias, residual)
+    ):
+        output = convolution(input, weight, bias, stride, padding, dilation, groups, algorithm)
+        output = output if residual is None else output + residual
+        return output.relu() if relu else output
+    return torch.ops.convlab.convolution_fused(
+        input, weight, bias, residual, packed, relu, stride, padding, dilation, groups, algorithm
+    )
+
+
+def pack_weight(
+    input: Tensor, weight: Tensor, stride=1, padding=0, dilation=1, groups: int = 1, *, algorithm: str = "auto"
+) -> Tensor:  # fmt: skip
+    """The weight in the order in which the kernel that will convolve such an `input` reads it, for `conv_fused`.
+
+    Returns:
+        Bytes that mean something to that kernel alone; empty if it reads the weight as it is. Used with an input for
+        which another kernel is chosen, they are passed over.
+    """
+    spatial = weight.dim() - 2
+    return torch.ops.convlab.convolution_pack(
+        input, weight, expand(stride, spatial, "stride"), expand(padding, spatial, "padding"),
+        expand(dilation, spatial, "dilation"), integer(groups, "groups"), algorithm,
+    )  # fmt: skip
+
+
 def conv_transpose1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, output_padding=0,
     groups: int = 1, dilation=1, *, algorithm: str = "auto",

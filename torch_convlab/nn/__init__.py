@@ -11,6 +11,9 @@ from .convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from .fused import (
+    ConvAddReLU,
+)
 from .linear import (
     Linear,
 )
@@ -64,6 +67,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvAddReLU",
     "ConvBNReLU2d",
     "ConvTranspose1d",
     "ConvTranspose2d",

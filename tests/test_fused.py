@@ -1,0 +1,144 @@
+"""conv_fused and nn.ConvAddReLU against the parts they stand for: every algorithm, case, format and dtype."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import SMALL
+from helpers import ALGORITHMS, DTYPES, FORMATS, assert_within, bound, in_format, operands, refusal, typical_magnitude
+from torch import nn
+
+from torch_convlab.functional import conv_fused, pack_weight
+from torch_convlab.nn import ConvAddReLU
+
+CASES = [case for case in SMALL if not case.transposed and case.multiply_adds < 3_000_000]
+
+
+def reference_of(case, input, weight, bias, residual):
+    conv = getattr(nn.functional, f"conv{case.dims}d")
+    bias = None if bias is None else bias.double()
+    parts = case.stride, case.padding, case.dilation, case.groups
+    return (conv(input.double(), weight.double(), bias, *parts) + residual.double()).relu()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_algorithm(case, dtype):
+    tensors = operands(case, dtype)
+    input, weight, bias = tensors["input"], tensors["weight"], tensors.get("bias")
+    residual = torch.randn(case.output, generator=torch.Generator().manual_seed(1)).to(dtype)
+    reference = reference_of(case, input, weight, bias, residual)
+    parts = case.stride, case.padding, case.dilation, case.groups
+    for format in FORMATS:
+        given = in_format(input, format)
+        for algorithm in ALGORITHMS:
+            if algorithm != "auto" and refusal(case, algorithm):
+                continue
+            packed = pack_weight(given, weight, *parts, algorithm=algorithm)
+            result = conv_fused(given, weight, bias, residual, True, *parts, algorithm=algorithm, packed=packed)
+            allowed = bound(algorithm, dtype, case.reduction("forward"), reference, typical_magnitude(case, "forward"))
+            assert_within(result, reference, allowed, f"{algorithm}, {format}")
+            again = conv_fused(given, weight, bias, residual, True, *parts, algorithm=algorithm)
+            assert torch.equal(result, again)
+
+
+def test_weight_packed_for_another_problem_is_passed_over():
+    input, weight = torch.randn(2, 32, 40, 40), torch.randn(32, 32, 3, 3)
+    expected = conv_fused(input, weight, padding=1, algorithm="winograd")
+    packed = pack_weight(input, weight, padding=1, algorithm="winograd")
+    assert packed.numel() > weight.numel() * 16
+    direct = conv_fused(input, weight, padding=1, algorithm="implicit_gemm")
+    assert torch.equal(conv_fused(input, weight, padding=1, algorithm="implicit_gemm", packed=packed), direct)
+    torch.manual_seed(3)
+    noise = torch.randint(0, 255, (packed.numel(),), dtype=torch.uint8)
+    assert torch.equal(conv_fused(input, weight, padding=1, algorithm="winograd", packed=noise), expected)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 24, 3, padding=1)
+    return conv, ConvAddReLU(conv, relu=True).eval()
+
+
+def test_module_computes_what_its_parts_do(block):
+    conv, fused = block
+    input, residual = torch.randn(2, 16, 33, 35), torch.randn(2, 24, 33, 35)
+    expected = (conv(input) + residual).relu().detach()
+    with torch.no_grad():
+        for _ in range(2):  # the second call finds the packed weight
+            torch.testing.assert_close(fused(input, residual), expected, rtol=0, atol=2e-5)
+        assert fused._packed[1].numel() > 0
+
+
+def test_module_is_differentiable(block):
+    conv, fused = block
+    input = torch.randn(2, 16, 9, 9, requires_grad=True)
+    output = fused(input)
+    (ours,) = torch.autograd.grad(output.sum(), input)
+    (theirs,) = torch.autograd.grad(conv(input).relu().sum(), input)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["in place", "load_state_dict", "new data", "dtype"])
+def test_changed_weights_are_seen(block, change):
+    conv, fused = block
+    input = torch.randn(2, 16, 33, 35)
+    with torch.no_grad():
+        before = fused(input)
+        if change == "in place":
+            fused.weight.mul_(2)
+        elif change == "load_state_dict":
+            fused.load_state_dict({name: value * 2 for name, value in fused.state_dict().items()})
+        elif change == "new data":
+            fused.weight.data = fused.weight.data * 2
+        else:
+            fused.double()
+            input = input.double()
+        after = fused(input)
+        expected = conv(input).relu()
+    assert change == "dtype" or not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-4)
+
+
+def test_packed_weight_leaves_with_training_copies_and_pickles(block):
+    _, fused = block
+    input = torch.randn(1, 16, 33, 35)
+    with torch.no_grad():
+        expected = fused(input)
+        assert fused._packed is not None
+        for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+            assert other._packed is None
+            assert torch.equal(other(input), expected)
+    assert list(fused.state_dict()) == ["weight", "bias"]
+    fused.train()
+    assert fused._packed is None
+
+
+def test_other_input_sizes(block):
+    conv, fused = block
+    with torch.no_grad():
+        for size in ((1, 16, 5, 5), (3, 16, 40, 40), (1, 16, 5, 5)):
+            input = torch.randn(size)
+            torch.testing.assert_close(fused(input), conv(input).relu(), rtol=0, atol=2e-5)
+
+
+def test_module_under_compile(block):
+    conv, fused = block
+    input = torch.randn(1, 16, 12, 12)
+    with torch.no_grad():
+        compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(input), conv(input).relu(), rtol=0, atol=2e-5)
+
+
+def test_wrong_arguments(block):
+    conv, fused = block
+    with pytest.raises(RuntimeError, match="expected residual of size .1, 24, 5, 5., but got"):
+        conv_fused(torch.randn(1, 16, 5, 5), conv.weight.detach(), None, torch.randn(1, 24, 4, 5), padding=1)
+    with pytest.raises(ValueError, match="pads with zeros"):
+        ConvAddReLU(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+    with pytest.raises(ValueError, match="expected conv to be"):
+        ConvAddReLU(nn.ReLU())

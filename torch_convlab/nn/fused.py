@@ -1,0 +1,71 @@
+"""A convolution with what follows it, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+
+
+class ConvAddReLU(nn.Module):
+    """``relu(conv(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
+
+    In eval mode, where no gradient is wanted, the weight is kept in the order in which the kernel reads it: a second
+    copy (four times the weight for winograd), made at the first call, made anew when the weight's version, its memory
+    or the input's size changes, and freed with the module or by ``train()``. In-place changes that autograd does not
+    count (``weight.data.mul_()``) are not seen: assign to the parameter, or call ``train().eval()``.
+
+    Args:
+        conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
+        relu: whether a ReLU comes last.
+
+    Shape:
+        As `conv`; the second input, if given, is added and has the output's size.
+    """
+
+    def __init__(self, conv: nn.Module, relu: bool = False):
+        super().__init__()
+        if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or conv.padding_mode != "zeros":
+            raise ValueError(f"expected conv to be a Conv1d, Conv2d or Conv3d that pads with zeros, but got {conv!r}")
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.algorithm = getattr(conv, "algorithm", "auto")
+        self.relu = relu
+        self.training = conv.training
+        self._packed: tuple | None = None
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        packed = None
+        if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            packed = self._packed_weight(input)
+        return functional.conv_fused(
+            input, self.weight, self.bias, residual, self.relu, self.stride, self.padding, self.dilation, self.groups,
+            algorithm=self.algorithm, packed=packed,
+        )  # fmt: skip
+
+    def _packed_weight(self, input: Tensor) -> Tensor | None:
+        weight = self.weight
+        if weight.is_inference() or weight.device.type != "cpu" or input.dtype != weight.dtype:
+            return None
+        if torch.is_autocast_enabled("cpu") or isinstance(self.padding, str):
+            return None
+        key = weight._version, weight.data_ptr(), weight.dtype, input.shape, input.stride()
+        if self._packed is None or self._packed[0] != key:
+            packed = functional.pack_weight(
+                input, weight, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
+            )
+            self._packed = key, packed
+        return self._packed[1]
+
+    def train(self, mode: bool = True):
+        self._packed = None
+        return super().train(mode)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_packed": None}
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.weight.shape[1] * self.groups}, {self.weight.shape[0]}"]
+        parts += [f"{name}={getattr(self, name)}" for name in ("stride", "padding", "dilation", "groups", "relu")]
+        return ", ".join(parts)
