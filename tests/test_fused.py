@@ -135,8 +135,8 @@ def test_module_under_compile(block):
 
 
 def test_wrong_arguments(block):
-    conv, fused = block
-    with pytest.raises(RuntimeError, match="expected residual of size .1, 24, 5, 5., but got"):
+    conv, _fused = block
+    with pytest.raises(RuntimeError, match=r"expected residual of size .1, 24, 5, 5., but got"):
         conv_fused(torch.randn(1, 16, 5, 5), conv.weight.detach(), None, torch.randn(1, 24, 4, 5), padding=1)
     with pytest.raises(ValueError, match="pads with zeros"):
         ConvAddReLU(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
