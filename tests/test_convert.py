@@ -141,3 +141,9 @@ def test_torch_compile_of_a_converted_model():
     expected = model(images)
     compiled = torch.compile(convert(model), backend="eager", fullgraph=True)
     assert torch.allclose(compiled(images), expected, atol=1e-5)
+
+
+def test_converted_models_run_on_the_meta_device():
+    """Where sizes are asked for without computing."""
+    model = torch_convlab.convert(models.resnet18(layers=nn)).to("meta")
+    assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)

@@ -9,6 +9,7 @@ import sys
 
 # Each verb is a module of torch_convlab.lab.commands (with _ for -): `add_arguments(parser)`, `run(arguments)`.
 VERBS = {
+    "summary": "sizes, parameters, multiply-adds, bytes and receptive field of every layer of a model",
     "demo": "train LeNet-5 on real digits, verify and time a converted ResNet-50, write report.html",
 }
 LAB_PACKAGES = {"jinja2", "matplotlib", "numpy", "rich", "sklearn"}

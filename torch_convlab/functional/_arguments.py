@@ -49,7 +49,7 @@ def check_dimensions(name: str, input: torch.Tensor, spatial: int) -> bool:
 def autocast(*tensors):
     """The tensors in autocast's dtype where it is on for their device: what torch does for matrix products."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
         return tensors
     dtype = torch.get_autocast_dtype(device)
 

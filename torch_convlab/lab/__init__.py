@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 
 # Function -> module that holds it; imported on first use. No module may be called like a function.
-_FUNCTIONS: dict[str, str] = {}
+_FUNCTIONS: dict[str, str] = {
+    "summary": "layers",
+}
 
 __all__ = ["LabError", *_FUNCTIONS]
 
