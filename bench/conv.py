@@ -8,6 +8,8 @@ import measure
 import shapes
 import torch
 
+import torch_convlab
+
 PASSES = ("forward", "backward_input", "backward_weight")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # max|error| / max|reference| against float64 above which a result is not timed but reported as wrong.
@@ -100,13 +102,14 @@ def _error(result: torch.Tensor, reference: torch.Tensor) -> float:
     return ((result.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-300)).item()
 
 
-def _measure(shape, options) -> dict:
+def measure_shape(shape: shapes.ConvShape, batch: int, pass_: str, options) -> dict:
+    """One pass of one shape: errors against float64 first, then times in turns."""
     dtype = DTYPES[options.dtype]
-    operands = _operands(shape, options.batch, dtype, options.pass_)
-    reference = _calls(shape, options.pass_, *(t.double() for t in operands), "auto")[0]()
+    operands = _operands(shape, batch, dtype, pass_)
+    reference = _calls(shape, pass_, *(t.double() for t in operands), "auto")[0]()
     contenders, errors = {}, {}
     for label, tensors in (("nchw", operands), ("nhwc", [_in_channels_last(t) for t in operands])):
-        theirs, ours = _calls(shape, options.pass_, *tensors, options.algorithm)
+        theirs, ours = _calls(shape, pass_, *tensors, options.algorithm)
         contenders[f"torch {label}"], contenders[f"ours {label}"] = theirs, ours
         for name, call in ((f"torch {label}", theirs), (f"ours {label}", ours)):
             errors[name] = _error(call(), reference)
@@ -118,6 +121,7 @@ def _measure(shape, options) -> dict:
     flops = 2 * output.numel() * weight[0].numel()
     return {
         "shape": shape.name,
+        "algorithm": _chosen(shape, operands, pass_, options),
         "layers": shape.layers,
         "flops": flops,
         "microseconds": {name: timing.median(name) * 1e6 for name in contenders},
@@ -131,24 +135,41 @@ def _measure(shape, options) -> dict:
     }
 
 
+def _chosen(shape, operands, pass_: str, options) -> str:
+    if options.algorithm != "auto":
+        return options.algorithm
+    input, weight, _ = operands
+    if shape.transposed:
+        pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
+    choice = torch_convlab.explain_convolution(
+        input.shape, weight.shape, *_parameters(shape), pass_=pass_, dtype=input.dtype
+    )
+    return choice.chosen
+
+
+def is_wrong(record: dict, dtype: str) -> bool:
+    """Whether one of our results is further from float64 than the tolerance."""
+    return not all(record["errors"][f"ours {label}"] <= TOLERANCE[dtype] for label in ("nchw", "nhwc"))
+
+
 @torch.no_grad()
 def run(options, progress) -> Result:
     chosen = shapes.timm(options.sample, options.seed) if options.suite == "timm" else shapes.suite(options.suite)
     chosen = [shape for shape in chosen if options.filter in shape.name]
     name = f"conv-{options.suite}-{options.pass_}-n{options.batch}-{options.dtype}"
-    columns = ["shape", "layers", "GFLOP/s", "format", "ratio", "quartiles", "NCHW", "NHWC", "error", "torch's"]
+    columns = ["shape", "layers", "algorithm", "GFLOP/s", "format", "ratio", "quartiles", "NCHW", "NHWC", "error", "torch's"]
     result = Result(name, columns)
     records = []
     for index, shape in enumerate(chosen):
-        record = _measure(shape, options)
+        record = measure_shape(shape, options.batch, options.pass_, options)
         records.append(record)
         error = max(record["errors"][f"ours {label}"] for label in ("nchw", "nhwc"))
         theirs = min(record["errors"][f"torch {label}"] for label in ("nchw", "nhwc"))
-        wrong = not error <= TOLERANCE[options.dtype]
+        wrong = is_wrong(record, options.dtype)
         result.failed |= wrong
         low, high = record["ratio_quartiles"]
         result.rows.append([
-            shape.name, str(shape.layers), f"{record['gflops']:.1f}", record["format"],
+            shape.name, str(shape.layers), record["algorithm"], f"{record['gflops']:.1f}", record["format"],
             "WRONG" if wrong else f"{record['ratio']:.2f}", f"{low:.2f}-{high:.2f}",
             f"{record['ratio_nchw']:.2f}", f"{record['ratio_nhwc']:.2f}", f"{error:.1e}", f"{theirs:.1e}",
         ])  # fmt: skip

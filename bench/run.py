@@ -13,15 +13,18 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import conv
+import families
 import measure
 
+VERBS = {"conv": conv, "families": families}
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    conv.add_arguments(verbs.add_parser("conv", help="convolutions, by model suite or sampled from timm"))
+    for name, module in VERBS.items():
+        module.add_arguments(verbs.add_parser(name, help=module.__doc__.splitlines()[0]))
     for verb in verbs.choices.values():
         verb.add_argument("--threads", type=int, default=torch.get_num_threads())
         verb.add_argument("--rounds", type=int, default=9, help="turns of every contender (default 9)")
@@ -31,7 +34,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
 
     console = Console(width=150 if not sys.stdout.isatty() else None, highlight=False)
-    result = conv.run(options, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    result = VERBS[options.verb].run(options, progress=lambda text: print(text, file=sys.stderr, flush=True))
     table = Table(*result.columns, box=None, header_style="bold")
     for row in result.rows:
         table.add_row(*row)
