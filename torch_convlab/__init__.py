@@ -24,6 +24,7 @@ def build_info() -> dict[str, object]:
 
 
 from . import _flops, backends, functional, models, nn  # noqa: E402, F401
+from ._override import override  # noqa: E402
 from .choice import explain_convolution  # noqa: E402
 from .convert import convert, revert  # noqa: E402
 from .fuse import fuse, fusion_report  # noqa: E402
@@ -39,5 +40,6 @@ __all__ = [
     "fusion_report",
     "models",
     "nn",
+    "override",
     "revert",
 ]

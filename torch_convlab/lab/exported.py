@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _C, functional
+from .._override import native_signatures
 from ..convert import revert
 from .errors import LabError
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
     _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv3d.default,
-    _aten.conv3d.padding, torch.ops.convlab.convolution.default,
+    _aten.conv3d.padding, torch.ops.convlab.convolution.default, torch.ops.convlab.convolution_fused.default,
 }  # fmt: skip
 _TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
 # Say nothing about what is computed, or repeat the step before.
@@ -214,7 +215,7 @@ def _path(node: fx.Node) -> str:
 def _operation(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         name = node.target.overloadpacket.__name__.rstrip("_")
-        if node.target is torch.ops.convlab.convolution.default:
+        if node.target in _CONVOLUTIONS and node.target.namespace == "convlab":
             return f"conv{_tensors(node)[0].dim() - 2}d"
         return name.removesuffix("_eval") if node.target.namespace == "convlab" else name
     return getattr(node.target, "__name__", str(node.target))
@@ -254,37 +255,18 @@ def _axes(value, count: int) -> tuple[int, ...]:
     return tuple(values * count if len(values) == 1 else values)
 
 
-def _batch_norm(input, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled=True):
-    return functional.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
-
-
-def _instance_norm(input, weight, bias, mean, variance, use_input_stats, momentum, eps, cudnn_enabled=True):
-    return functional.instance_norm(input, mean, variance, weight, bias, use_input_stats, momentum, eps)
-
-
-def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    return functional.group_norm(input, num_groups, weight, bias, eps)
-
-
-def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    return functional.layer_norm(input, normalized_shape, weight, bias, eps)
-
-
 def ours() -> dict[Callable, Callable]:
     """Every operator of torch that this library computes, with the function that does, called alike."""
     table = {
         _aten.linear.default: functional.linear,
-        _aten.batch_norm.default: _batch_norm,
-        _aten.instance_norm.default: _instance_norm,
-        _aten.group_norm.default: _group_norm,
-        _aten.layer_norm.default: _layer_norm,
+        **{getattr(_aten, name).default: function for name, function in native_signatures().items()},
     }
     for target in (*_CONVOLUTIONS, *_TRANSPOSED):
         name = target.overloadpacket.__name__
         if name in functional.__all__:
             table[target] = getattr(functional, name)
     for dimensions in "123":
-        for name in ("max_pool{}d", "max_pool{}d_with_indices", "avg_pool{}d", "adaptive_avg_pool{}d"):
+        for name in ("max_pool{}d_with_indices", "avg_pool{}d", "adaptive_avg_pool{}d"):
             table[getattr(_aten, name.format(dimensions)).default] = getattr(functional, name.format(dimensions))
         packet = getattr(_aten, f"adaptive_max_pool{dimensions}d")
         table[packet.default] = getattr(functional, f"adaptive_max_pool{dimensions}d_with_indices")

@@ -99,8 +99,8 @@ def _after(step: Step, sources: list[State], sizes: tuple[int, ...]) -> State:
     read = step.reads[0].meta["val"]
     if isinstance(read, (tuple, list)):
         read = read[0]
-    if (rule := _WINDOWS.get(step.operation.rstrip("123d"))) and len(sources) == 1:
-        return rule(step, state, sizes, read, output)
+    if rule := _WINDOWS.get(step.operation.removesuffix("_with_indices").rstrip("123d")):
+        return _union([rule(step, state, sizes, read, output), *sources[1:]], output)  # a residual may be added
     if step.is_linear:
         return state.mix(state.carries[-1], sizes)
     if _is_pointwise(target, step.operation):
