@@ -11,6 +11,9 @@ import sys
 VERBS = {
     "summary": "sizes, parameters, multiply-adds, bytes and receptive field of every layer of a model",
     "demo": "train LeNet-5 on real digits, verify and time a converted ResNet-50, write report.html",
+    "gradients": "the products that the gradient of one weight, and of one input, of a convolution sum over",
+    "graph": "the computational graph of a model: forward, backward, saved tensors, bytes",
+    "normalize": "which elements share statistics in batch, layer, instance and group norm",
 }
 LAB_PACKAGES = {"jinja2", "matplotlib", "numpy", "rich", "sklearn"}
 

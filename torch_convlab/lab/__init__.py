@@ -11,6 +11,9 @@ import importlib
 # Function -> module that holds it; imported on first use. No module may be called like a function.
 _FUNCTIONS: dict[str, str] = {
     "summary": "layers",
+    "gradients": "gradient_sums",
+    "graph": "computational_graph",
+    "normalize": "shared_statistics",
 }
 
 __all__ = ["LabError", *_FUNCTIONS]

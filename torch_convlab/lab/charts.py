@@ -4,52 +4,32 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 
-import matplotlib
 from matplotlib import image, pyplot
 from torch import Tensor
 
+from .figure import INK, OURS, THEIRS, inline_svg, style
 from .timing import Timing
-
-matplotlib.use("Agg")  # draws without a display
-
-OURS, THEIRS = "#d9480f", "#4c7fd0"  # readable on white and on black
-_INK = "#010203"  # stands for the colour of the page's text
-
-_STYLE = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "torch_convlab",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
-}
 
 
 def losses(ours: list[float], theirs: list[float], steps_per_epoch: int) -> str:
     """Loss of every step of both runs, over epochs."""
-    with pyplot.rc_context(_STYLE):
+    with style():
         figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
-        for values, color, label, style in (
+        for values, color, label, line in (
             (theirs, THEIRS, "torch.nn", {"linewidth": 3, "alpha": 0.6}),
             (ours, OURS, "torch_convlab", {"linewidth": 1}),
         ):
             axes.semilogy(
-                [step / steps_per_epoch for step in range(len(values))], values, color=color, label=label, **style
+                [step / steps_per_epoch for step in range(len(values))], values, color=color, label=label, **line
             )
         _epochs_and("loss of the batch", axes)
-        return _svg(figure)
+        return inline_svg(figure)
 
 
 def differences(float32: list[float], float64: list[float], steps_per_epoch: int) -> str:
     """How far the losses of the two runs are apart, in both precisions."""
-    with pyplot.rc_context(_STYLE):
+    with style():
         figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
         for values, color, label in ((float32, OURS, "float32"), (float64, THEIRS, "float64")):
             shown = [max(value, 1e-17) for value in values]
@@ -62,25 +42,25 @@ def differences(float32: list[float], float64: list[float], steps_per_epoch: int
                 markersize=3,
             )
         _epochs_and("|difference of the losses|", axes)
-        return _svg(figure)
+        return inline_svg(figure)
 
 
 def accuracies(ours: list[float], theirs: list[float]) -> str:
-    with pyplot.rc_context(_STYLE):
+    with style():
         figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
         epochs = range(1, len(ours) + 1)
         axes.plot(
             epochs, [100 * value for value in theirs], "o-", color=THEIRS, label="torch.nn", linewidth=3, alpha=0.6
         )
         axes.plot(epochs, [100 * value for value in ours], "o-", color=OURS, label="torch_convlab", markersize=3)
-        axes.axhline(98, color=_INK, linewidth=0.8, linestyle=":")
+        axes.axhline(98, color=INK, linewidth=0.8, linestyle=":")
         _epochs_and("test accuracy, %", axes)
-        return _svg(figure)
+        return inline_svg(figure)
 
 
 def timings(timings: list[Timing]) -> str:
     """Median milliseconds of every contestant, with the middle half of the rounds as a line."""
-    with pyplot.rc_context(_STYLE):
+    with style():
         figure, row = pyplot.subplots(1, len(timings), figsize=(6.4, 2.6), squeeze=False)
         for axes, timing in zip(row[0], timings):
             names = list(timing.seconds)
@@ -91,13 +71,13 @@ def timings(timings: list[Timing]) -> str:
                 [high - m for m, (_, high) in zip(middle, spread)],
             ]
             colors = [OURS if name.startswith("ours") else THEIRS for name in names]
-            axes.barh(names, middle, xerr=reach, color=colors, ecolor=_INK, error_kw={"linewidth": 0.8})
+            axes.barh(names, middle, xerr=reach, color=colors, ecolor=INK, error_kw={"linewidth": 0.8})
             axes.set(xlabel="milliseconds", title=timing.task)
             axes.invert_yaxis()
             if axes is not row[0][0]:
                 axes.set_yticklabels([])
         figure.tight_layout()
-        return _svg(figure)
+        return inline_svg(figure)
 
 
 def picture(values: Tensor, colors: str = "gray", symmetric: bool = False) -> str:
@@ -113,12 +93,3 @@ def _epochs_and(label: str, axes) -> None:
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
-
-
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
