@@ -157,7 +157,19 @@ def run(options, progress) -> Result:
     chosen = shapes.timm(options.sample, options.seed) if options.suite == "timm" else shapes.suite(options.suite)
     chosen = [shape for shape in chosen if options.filter in shape.name]
     name = f"conv-{options.suite}-{options.pass_}-n{options.batch}-{options.dtype}"
-    columns = ["shape", "layers", "algorithm", "GFLOP/s", "format", "ratio", "quartiles", "NCHW", "NHWC", "error", "torch's"]
+    columns = [
+        "shape",
+        "layers",
+        "algorithm",
+        "GFLOP/s",
+        "format",
+        "ratio",
+        "quartiles",
+        "NCHW",
+        "NHWC",
+        "error",
+        "torch's",
+    ]
     result = Result(name, columns)
     records = []
     for index, shape in enumerate(chosen):

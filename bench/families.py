@@ -70,9 +70,7 @@ def parse(text: str) -> tuple[int, ConvShape]:
     same = tuple(0 if none else d * (k - 1) // 2 for k, d in zip(kernel, dilation))
     padding = full(options["p"]) if "p" in options else same
     groups = channels if "dw" in rest else int(options.get("g", 1))
-    shape = ConvShape(
-        channels, tuple(size), int(out), kernel, stride, padding, dilation, groups, transposed=transposed
-    )
+    shape = ConvShape(channels, tuple(size), int(out), kernel, stride, padding, dilation, groups, transposed=transposed)
     return batch, shape
 
 

@@ -147,3 +147,136 @@ def test_converted_models_run_on_the_meta_device():
     """Where sizes are asked for without computing."""
     model = torch_convlab.convert(models.resnet18(layers=nn)).to("meta")
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
+
+
+# --- Checks and the report ------------------------------------------------------------------------------------------
+
+
+def test_report_without_checks():
+    class Own(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Own(4, 4, 1), nn.BatchNorm2d(4))
+    model[3].forward = lambda input: input
+    before = torch_convlab.conversion_report(model).layers
+    assert [layer.swapped for layer in before] == [False] * 4 and before[0].reason == "convert was not called"
+    assert convert(model) is model
+    report = torch_convlab.conversion_report(model)
+    assert [(layer.name, layer.layer, layer.swapped) for layer in report.layers] == [
+        ("0", "Conv2d", True), ("1", "ReLU", False), ("2", "Own", False), ("3", "BatchNorm2d", False),
+    ]  # fmt: skip
+    assert [layer.reason for layer in report.layers] == [
+        "",
+        "this library has no such layer",
+        "it is a subclass of torch.nn.Conv2d, which may compute something else",
+        "its instance has a forward of its own",
+    ]
+    assert str(report).endswith("1 of 4 layers are computed by torch_convlab")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_verified_conversion_measures_every_layer_and_changes_nothing_else(train):
+    model = network().train(train)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = torch.randn(2, 3, 6, 6)
+    assert convert(model, inputs) is model
+    first, norm, relu, last = torch_convlab.conversion_report(model).layers
+    for layer in (first, norm, last):
+        assert layer.swapped and 0 < layer.error < 1e-5 and 0 <= layer.torch_error < 1e-5 and layer.speed is None
+    assert not relu.swapped and relu.error is None
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.training is train and not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    copy.deepcopy(model)
+    pickle.dumps(model)
+    revert(model)
+    assert not any(layer.swapped for layer in torch_convlab.conversion_report(model).layers)
+
+
+def test_a_wrong_layer_is_left_alone(monkeypatch):
+    right = torch_convlab.nn.BatchNorm2d.forward
+    monkeypatch.setattr(torch_convlab.nn.BatchNorm2d, "forward", lambda self, input: right(self, input) * 1.01)
+    model = convert(network(), torch.randn(2, 3, 6, 6))
+    assert [type(layer) for layer in model] == [
+        torch_convlab.nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+        torch_convlab.nn.Conv2d,
+    ]
+    entry = torch_convlab.conversion_report(model).layers[1]
+    assert entry.reason == "output is off by 1.0e-02" and entry.error == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.fixture
+def one_thread():
+    """CPU time is measured then, which other processes do not disturb."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_only_faster_layers_are_swapped(monkeypatch, train, one_thread):
+    """Which of two is faster is measured; here one of ours is made slow beyond doubt."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(2)).train(train)
+    right = torch_convlab.nn.Conv2d.forward
+
+    def slow(self, input):
+        for _ in range(20):
+            output = right(self, input)
+        return output
+
+    monkeypatch.setattr(torch_convlab.nn.Conv2d, "forward", slow)
+    convert(model, torch.randn(2, 3, 12, 12), only_if_faster=True, verify=False)
+    convolution, norm, pool = torch_convlab.conversion_report(model).layers
+    assert not convolution.swapped and convolution.reason == "torch is faster" and convolution.speed < 0.5
+    for layer in (norm, pool):
+        assert layer.swapped == (layer.speed >= 1) and layer.error is None
+
+
+def test_layers_that_the_inputs_do_not_reach_are_left_alone():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, input):
+            return self.used(input)
+
+    model = convert(Model(), torch.randn(2, 3))
+    used, unused = torch_convlab.conversion_report(model).layers
+    assert used.swapped and not unused.swapped and "do not reach it" in unused.reason
+
+
+def test_shared_layers_and_several_inputs():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.same = nn.Linear(3, 3)
+
+        def forward(self, left, right):
+            return {"sum": self.one(left) + self.same(right)}
+
+    model = convert(Model(), (torch.randn(2, 3), torch.randn(2, 3)))
+    (entry,) = torch_convlab.conversion_report(model).layers
+    assert entry.swapped and entry.error < 1e-5 and type(model.same) is torch_convlab.nn.Linear
+
+
+def test_checks_need_inputs():
+    for keywords in ({"verify": True}, {"only_if_faster": True}):
+        with pytest.raises(ValueError, match="need example_inputs"):
+            convert(network(), **keywords)
+
+
+def test_report_as_text_and_page(tmp_path):
+    pytest.importorskip("jinja2")
+    model = convert(network(), torch.randn(2, 3, 6, 6))
+    report = torch_convlab.conversion_report(model)
+    head, *lines, last = report.table().splitlines()
+    assert head.split() == ["layer", "class", "swapped", "error", "torch's", "speed", "reason"]
+    assert len(lines) == 4 and lines[0].split()[:3] == ["0", "Conv2d", "yes"] and last.startswith("3 of 4")
+    page = report.html(tmp_path / "report.html").read_text(encoding="utf-8")
+    for layer in report.layers:
+        assert f"<td>{layer.layer}" in page and layer.reason in page
+    assert "http" not in page and f'<td class="number">{report.layers[0].error:.1e}' in page

@@ -205,10 +205,11 @@ def test_verification_passes_and_names_every_tensor():
     assert all(comparison.passes for comparison in layers)
     kinds = [(comparison.name, comparison.kind) for comparison in layers]
     weight, bias, read = "gradient of weight", "gradient of bias", "gradient of input"
-    parts = {"0": ("output", read, weight, bias), "1": ("output", read, weight, bias), "2": ("output", read)}
+    both = "output", read, weight, bias
+    parts = {"0": both, "1": (*both, "running_mean", "running_var"), "2": ("output", read)}
     assert kinds == [(name, kind) for name, these in {**parts, "3": parts["0"]}.items() for kind in these]
     network = verification.verify_network(model, inputs, total)
-    assert all(comparison.passes for comparison in network) and len(network) == 4 + 1 + 6
+    assert all(comparison.passes for comparison in network) and len(network) == 4 + 1 + 6 + 2
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -94,7 +94,7 @@ def test_every_replaced_function_is_known():
             assert sum(routed.calls.values()) == 1, layer
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     with torch_convlab.override() as routed:
-        output, indices = nn.MaxPool2d(2, return_indices=True)(image)
+        _, indices = nn.MaxPool2d(2, return_indices=True)(image)
         assert indices.dtype == torch.int64 and routed.calls.total() == 1
 
 

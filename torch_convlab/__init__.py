@@ -26,6 +26,7 @@ def build_info() -> dict[str, object]:
 from . import _flops, backends, functional, models, nn  # noqa: E402, F401
 from ._override import override  # noqa: E402
 from .choice import explain_convolution  # noqa: E402
+from .conversion import conversion_report  # noqa: E402
 from .convert import convert, revert  # noqa: E402
 from .fuse import fuse, fusion_report  # noqa: E402
 
@@ -33,6 +34,7 @@ __all__ = [
     "algorithms",
     "backends",
     "build_info",
+    "conversion_report",
     "convert",
     "explain_convolution",
     "functional",

@@ -42,6 +42,32 @@ class Timing:
         return min((name for name in self.seconds if name.startswith(owner)), key=self.median)
 
 
+def interleave(
+    contestants: dict[str, Callable[[], object]], rounds: int = 7, seconds: float = 0.01, task: str = ""
+) -> Timing:
+    """Seconds per call of every contestant, in turns: one round of each, repeated within it for about `seconds`.
+
+    Wall time; with one thread the process's CPU time, in which other processes do not count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    repeats = {}
+    for name, call in contestants.items():
+        call()
+        start = clock()
+        call()
+        repeats[name] = max(1, min(10000, round(seconds / max(clock() - start, 1e-7))))
+    result: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    for _ in range(rounds):
+        for name in order:
+            start = clock()
+            for _ in range(repeats[name]):
+                contestants[name]()
+            result[name].append((clock() - start) / repeats[name])
+        order = order[1:] + order[:1]
+    return Timing(task, result)
+
+
 def time_model(
     model: nn.Module, inputs: Tensor, rounds: int = 7, on_round: Callable[[], None] = lambda: None
 ) -> list[Timing]:
