@@ -9,6 +9,7 @@ import xml.etree.ElementTree as xml
 import pytest
 import torch
 from torch import nn
+from verbs import assert_refused, run
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -17,24 +18,8 @@ from matplotlib import image
 from matplotlib.patches import Rectangle
 
 import torch_convlab
-from torch_convlab import __main__ as command_line
 from torch_convlab import lab, models
 from torch_convlab.lab import computational_graph, figure
-
-
-def run(capsys, *arguments):
-    """Exit status, stdout and stderr of a verb."""
-    try:
-        status = command_line.main([str(argument) for argument in arguments])
-    except SystemExit as stop:  # argparse
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def assert_one_line_of(error, message):
-    assert message in error.splitlines()[-1] and "Traceback" not in error
-
 
 # Gradients (lecture items L7, L8).
 
@@ -144,9 +129,7 @@ def test_gradients_command_prints_the_lectures_sum(capsys):
 )
 def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, printed, error = run(capsys, *arguments)
-    assert status == 2 and not printed
-    assert_one_line_of(error, message)
+    assert_refused(capsys, arguments, message)
 
 
 # Normalization (lecture items L14, L17).

@@ -14,6 +14,8 @@ VERBS = {
     "gradients": "the products that the gradient of one weight, and of one input, of a convolution sum over",
     "graph": "the computational graph of a model: forward, backward, saved tensors, bytes",
     "normalize": "which elements share statistics in batch, layer, instance and group norm",
+    "receptive-field": "how the receptive field grows over the layers, in theory and measured by gradients",
+    "train": "train LeNet-5 on handwritten digits, with checkpoints",
 }
 LAB_PACKAGES = {"jinja2", "matplotlib", "numpy", "rich", "sklearn"}
 

@@ -14,6 +14,8 @@ _FUNCTIONS: dict[str, str] = {
     "gradients": "gradient_sums",
     "graph": "computational_graph",
     "normalize": "shared_statistics",
+    "receptive_field": "field_growth",
+    "train_lenet": "train",
 }
 
 __all__ = ["LabError", *_FUNCTIONS]

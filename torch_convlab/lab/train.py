@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import LeNet5
+from . import checkpoints
 from .data import Digits, shifted
 
 
@@ -49,11 +51,23 @@ def train_lenet(
     layers: ModuleType | None = None,
     on_step: Callable[[Run], None] = lambda run: None,
     dtype: torch.dtype = torch.float32,
+    on_epoch: Callable[[Run], None] = lambda run: None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Run:
     """Train a LeNet-5 made of `layers` (this library's by default).
 
     Initial weights, the order of the images and their shifts follow from the recipe's seed alone, so two runs that
-    differ in `layers` alone compute the same numbers but for rounding.
+    differ in `layers` alone compute the same numbers but for rounding; a resumed run computes those of one that was
+    never interrupted, bit for bit.
+
+    Args:
+        on_step, on_epoch: called with the run so far, after each step and each epoch.
+        checkpoint: file in which to keep the state of training after every epoch.
+        resume: go on from `checkpoint`, which must be of the same recipe, images and dtype.
+
+    Raises:
+        LabError: `checkpoint` cannot be read, or is of another training.
     """
     torch.manual_seed(recipe.seed)
     run = Run(LeNet5(layers=layers).to(dtype))
@@ -61,8 +75,11 @@ def train_lenet(
     generator = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = -(-len(digits.train_images) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * steps_per_epoch)
-    start = time.perf_counter()
-    for _ in range(recipe.epochs):
+    state = checkpoints.State(run, optimizer, schedule, generator, recipe, str(digits), dtype)
+    if resume:
+        state.load(checkpoint)
+    start = time.perf_counter() - run.seconds
+    for _ in range(len(run.accuracies), recipe.epochs):
         run.model.train()
         order = torch.randperm(len(digits.train_images), generator=generator)
         for batch in order.split(recipe.batch_size):
@@ -76,7 +93,10 @@ def train_lenet(
             on_step(run)
         run.predictions = predict(run.model, digits.test_images.to(dtype))
         run.accuracies.append((run.predictions == digits.test_labels).double().mean().item())
-    run.seconds = time.perf_counter() - start
+        run.seconds = time.perf_counter() - start
+        if checkpoint is not None:
+            state.save(checkpoint)
+        on_epoch(run)
     return run
 
 
