@@ -81,6 +81,7 @@ def main() -> None:
     cxx_sources = [
         *sources("csrc/*.cpp"),
         *sources("csrc/ops/*.cpp"),
+        *sources("csrc/cuda/*.cpp"),
         *sources("csrc/cpu/baseline/*.cpp"),
         *(sources("csrc/cpu/avx2/*.cpp") + sources("csrc/cpu/avx512/*.cpp") if x86 else []),
     ]

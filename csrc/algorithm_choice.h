@@ -4,11 +4,11 @@
 #include <string>
 
 #include "algorithms.h"
+#include "dtypes.h"
 #include "geometry.h"
 
 namespace convlab {
 
-enum class Dtype : int { float32, float64, bfloat16, float16 };
 enum class Device : int { cpu, cuda };
 
 struct ConvProblem {

@@ -10,6 +10,7 @@
 #include "algorithm_choice.h"
 #include "algorithms.h"
 #include "cpu/dispatch.h"
+#include "cuda/device.h"
 #include "geometry.h"
 #include "ops/autotune.h"
 
@@ -142,6 +143,10 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("jump", &ReceptiveField::jump)
       .def_readonly("center", &ReceptiveField::center);
 
+  // For the tests of the CUDA kernels; see csrc/emulator.
+  m.def("load_emulator", &cuda::load_emulator, py::arg("path"));
+  m.def("set_emulating", &cuda::set_emulating, py::arg("on"));
+
   m.def("build_info", [] {
     py::dict info;
     info["compiler"] = __VERSION__;
@@ -156,6 +161,7 @@ PYBIND11_MODULE(_C, m) {
 #else
     info["debug"] = true;
 #endif
+    info["cuda"] = cuda::built();
     info["instruction_set"] = cpu::capability_name(cpu::capability());
     return info;
   });

@@ -7,11 +7,13 @@
 #pragma once
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace convlab {
 
 // Rounds toward minus infinity, unlike `/`, so that windows larger than a padded input give sizes <= 0.
 template <class Int>
-Int floor_divide(const Int& numerator, const Int& denominator) {
+CONVLAB_HD Int floor_divide(const Int& numerator, const Int& denominator) {
   Int quotient = numerator / denominator;
   if (numerator < 0 && quotient * denominator != numerator) quotient = quotient - 1;
   return quotient;
@@ -61,14 +63,14 @@ struct ConvGeometry {
       output[axis] = output_size<int64_t>(input[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]);
   }
 
-  int64_t in_channels_per_group() const { return in_channels / groups; }
-  int64_t out_channels_per_group() const { return out_channels / groups; }
-  int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
-  int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
-  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  int64_t input_elements() const { return batch * in_channels * input_pixels(); }
-  int64_t output_elements() const { return batch * out_channels * output_pixels(); }
-  int64_t weight_elements() const { return out_channels * in_channels_per_group() * taps(); }
+  CONVLAB_HD int64_t in_channels_per_group() const { return in_channels / groups; }
+  CONVLAB_HD int64_t out_channels_per_group() const { return out_channels / groups; }
+  CONVLAB_HD int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
+  CONVLAB_HD int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
+  CONVLAB_HD int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  CONVLAB_HD int64_t input_elements() const { return batch * in_channels * input_pixels(); }
+  CONVLAB_HD int64_t output_elements() const { return batch * out_channels * output_pixels(); }
+  CONVLAB_HD int64_t weight_elements() const { return out_channels * in_channels_per_group() * taps(); }
 
   // Lecture item L2: one multiply-add per weight of a filter and output element; bias additions are not counted.
   int64_t multiply_adds() const { return output_elements() * in_channels_per_group() * taps(); }
@@ -93,81 +95,86 @@ struct ReceptiveField {
 };
 
 template <class Int>
-Int ceil_divide(const Int& numerator, const Int& denominator) {
+CONVLAB_HD Int ceil_divide(const Int& numerator, const Int& denominator) {
   return floor_divide<Int>(numerator + denominator - 1, denominator);
 }
 
-struct Range {
-  int64_t begin = 0, end = 0;
-  int64_t size() const { return end - begin; }
+template <class Int>
+struct RangeOf {
+  Int begin = 0, end = 0;
+  CONVLAB_HD Int size() const { return end - begin; }
 };
+using Range = RangeOf<int64_t>;
 
 // One pooling layer. `adaptive` windows split the input evenly: window o covers [floor(o*I/O), ceil((o+1)*I/O)).
+// GPUs, where 64-bit divisions are slow, count in 32 bits where that is enough.
 // A tap is a position inside a window; taps are numbered in row-major order over `kernel`.
-struct PoolGeometry {
-  int64_t batch = 0, channels = 0;
-  int64_t input[kMaxSpatial] = {1, 1, 1};
-  int64_t kernel[kMaxSpatial] = {1, 1, 1};  // of adaptive windows: an upper bound of their sizes
-  int64_t stride[kMaxSpatial] = {1, 1, 1};
-  int64_t padding[kMaxSpatial] = {0, 0, 0};
-  int64_t dilation[kMaxSpatial] = {1, 1, 1};
-  int64_t output[kMaxSpatial] = {1, 1, 1};
+template <class Int>
+struct PoolGeometryOf {
+  Int batch = 0, channels = 0;
+  Int input[kMaxSpatial] = {1, 1, 1};
+  Int kernel[kMaxSpatial] = {1, 1, 1};  // of adaptive windows: an upper bound of their sizes
+  Int stride[kMaxSpatial] = {1, 1, 1};
+  Int padding[kMaxSpatial] = {0, 0, 0};
+  Int dilation[kMaxSpatial] = {1, 1, 1};
+  Int output[kMaxSpatial] = {1, 1, 1};
   bool adaptive = false;
   bool count_include_pad = true;  // of averages
-  int64_t divisor_override = 0;   // of averages; 0: none
+  Int divisor_override = 0;       // of averages; 0: none
 
-  int64_t planes() const { return batch * channels; }
-  int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
-  int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
-  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  int64_t span(int axis) const { return dilation[axis] * (kernel[axis] - 1) + 1; }
+  CONVLAB_HD Int planes() const { return batch * channels; }
+  CONVLAB_HD Int input_pixels() const { return input[0] * input[1] * input[2]; }
+  CONVLAB_HD Int output_pixels() const { return output[0] * output[1] * output[2]; }
+  CONVLAB_HD Int taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  CONVLAB_HD Int span(int axis) const { return dilation[axis] * (kernel[axis] - 1) + 1; }
 
   // Input coordinate of tap 0 of window `o`; negative in the padding.
-  int64_t start(int axis, int64_t o) const {
-    return adaptive ? floor_divide(o * input[axis], output[axis]) : o * stride[axis] - padding[axis];
+  CONVLAB_HD Int start(int axis, Int o) const {
+    return adaptive ? floor_divide<Int>(o * input[axis], output[axis]) : o * stride[axis] - padding[axis];
   }
   // Taps of window `o` that lie inside the input; may be empty if padded and dilated.
-  Range taps_inside(int axis, int64_t o) const {
-    const int64_t first = start(axis, o);
-    if (adaptive) return {0, ceil_divide((o + 1) * input[axis], output[axis]) - first};
-    Range range = {0, kernel[axis]};
-    if (first < 0) range.begin = ceil_divide(-first, dilation[axis]);
-    if (first + span(axis) > input[axis]) range.end = ceil_divide(input[axis] - first, dilation[axis]);
+  CONVLAB_HD RangeOf<Int> taps_inside(int axis, Int o) const {
+    const Int first = start(axis, o);
+    if (adaptive) return {0, ceil_divide<Int>((o + 1) * input[axis], output[axis]) - first};
+    RangeOf<Int> range = {0, kernel[axis]};
+    if (first < 0) range.begin = ceil_divide<Int>(-first, dilation[axis]);
+    if (first + span(axis) > input[axis]) range.end = ceil_divide<Int>(input[axis] - first, dilation[axis]);
     if (range.end < range.begin) range.end = range.begin;
     return range;
   }
   // Windows that may hold input coordinate `i`; with dilation, those whose tap_at() is not -1 do.
-  Range windows_over(int axis, int64_t i) const {
+  CONVLAB_HD RangeOf<Int> windows_over(int axis, Int i) const {
     if (adaptive)
-      return {floor_divide(i * output[axis], input[axis]), ceil_divide((i + 1) * output[axis], input[axis])};
-    const int64_t last = i + padding[axis], first = last - span(axis) + 1;
-    Range range = {first <= 0 ? 0 : ceil_divide(first, stride[axis]), last / stride[axis] + 1};
+      return {floor_divide<Int>(i * output[axis], input[axis]), ceil_divide<Int>((i + 1) * output[axis], input[axis])};
+    const Int last = i + padding[axis], first = last - span(axis) + 1;
+    RangeOf<Int> range = {first <= 0 ? 0 : ceil_divide<Int>(first, stride[axis]), last / stride[axis] + 1};
     if (range.end > output[axis]) range.end = output[axis];
     return range;
   }
   // The same, given that of i - 1, without dividing.
-  Range next_windows(int axis, int64_t i, Range range) const {
+  CONVLAB_HD RangeOf<Int> next_windows(int axis, Int i, RangeOf<Int> range) const {
     if (adaptive) return windows_over(axis, i);
     while (range.end < output[axis] && start(axis, range.end) <= i) ++range.end;
     while (range.begin < range.end && start(axis, range.begin) + span(axis) <= i) ++range.begin;
     return range;
   }
-  int64_t tap_at(int axis, int64_t o, int64_t i) const {
-    const int64_t distance = i - start(axis, o);
+  CONVLAB_HD Int tap_at(int axis, Int o, Int i) const {
+    const Int distance = i - start(axis, o);
     if (dilation[axis] == 1) return distance;
     return distance % dilation[axis] == 0 ? distance / dilation[axis] : -1;
   }
   // How many windows can hold one input coordinate.
-  int64_t overlap(int axis) const {
-    return adaptive ? ceil_divide(output[axis], input[axis]) + 1 : ceil_divide(span(axis), stride[axis]);
+  CONVLAB_HD Int overlap(int axis) const {
+    return adaptive ? ceil_divide<Int>(output[axis], input[axis]) + 1 : ceil_divide<Int>(span(axis), stride[axis]);
   }
   // An average divides by the product of these over the axes.
-  int64_t divisor(int axis, int64_t o) const {
+  CONVLAB_HD Int divisor(int axis, Int o) const {
     if (divisor_override != 0) return axis == 0 ? divisor_override : 1;
     if (adaptive || !count_include_pad) return taps_inside(axis, o).size();
-    const int64_t end = input[axis] + padding[axis] - start(axis, o);
+    const Int end = input[axis] + padding[axis] - start(axis, o);
     return end < kernel[axis] ? end : kernel[axis];
   }
 };
+using PoolGeometry = PoolGeometryOf<int64_t>;
 
 }  // namespace convlab

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import emulator
 import pytest
 import torch
 
 import torch_convlab
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda", "emulated"),
+        default="cpu",
+        help="where tensors are made: cpu, cuda, or the CPU with the CUDA kernels emulated",
+    )
 
 
 def pytest_configure(config):
@@ -23,7 +33,13 @@ def pytest_report_header(config):
 
 
 @pytest.fixture(autouse=True)
-def reproducible():
-    """Two threads and seed 0 for each test, whatever the one before it did."""
+def reproducible(request):
+    """Two threads and seed 0 for each test, whatever the one before it did; and the device that --device names."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    device = request.config.option.device
+    if device == "emulated":
+        with emulator.emulated():
+            yield
+    else:
+        yield

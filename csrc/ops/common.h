@@ -31,6 +31,18 @@ void dispatch_dtype(at::ScalarType dtype, const char* name, const Body& body) {
   }
 }
 
+inline Dtype dtype_of(at::ScalarType type, const char* name) {
+  Dtype dtype = Dtype::float32;
+  dispatch_dtype(type, name, [&](auto value) {
+    using T = decltype(value);
+    dtype = std::is_same_v<T, double>     ? Dtype::float64
+            : std::is_same_v<T, bfloat16> ? Dtype::bfloat16
+            : std::is_same_v<T, float16>  ? Dtype::float16
+                                          : Dtype::float32;
+  });
+  return dtype;
+}
+
 template <class T>
 const T* const_data(const at::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

@@ -10,6 +10,7 @@
 #include "../cpu/conv_kernels.h"
 #include "autotune.h"
 #include "convolution_checks.h"
+#include "cuda.h"
 
 namespace convlab {
 
@@ -46,18 +47,6 @@ ConvGeometry make_geometry(IntArrayRef input, IntArrayRef weight, IntArrayRef st
   return geometry;
 }
 
-Dtype dtype_of(const Tensor& tensor) {
-  Dtype dtype = Dtype::float32;
-  dispatch_dtype(tensor.scalar_type(), "convolution", [&](auto type) {
-    using T = decltype(type);
-    dtype = std::is_same_v<T, double>     ? Dtype::float64
-            : std::is_same_v<T, bfloat16> ? Dtype::bfloat16
-            : std::is_same_v<T, float16>  ? Dtype::float16
-                                          : Dtype::float32;
-  });
-  return dtype;
-}
-
 // One pass. The two tensors that are read may have any strides; the third, just allocated, is dense in `layout` (the
 // weight in either format).
 struct Call {
@@ -74,7 +63,8 @@ struct Call {
   }
   ConvProblem problem() const {
     const Tensor& tensor = written();
-    return {geometry, pass, dtype_of(tensor), tensor.is_cpu() ? Device::cpu : Device::cuda};
+    return {geometry, pass, dtype_of(tensor.scalar_type(), "convolution"),
+            runs_on_cuda(tensor) ? Device::cuda : Device::cpu};
   }
 };
 
@@ -169,7 +159,45 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   return arguments;
 }
 
+// The same for CUDA. Only one order of the weight's elements is dense in what its kernels read at once: the layout's.
+cuda::ConvArguments cuda_arguments(Call& call) {
+  const auto dense = [&](Tensor& tensor) {
+    tensor = with_height(tensor).contiguous(memory_format(call.layout, std::max<int64_t>(4, tensor.dim())));
+    return const_cast<void*>(tensor.const_data_ptr());
+  };
+  const bool channel_is_contiguous = call.layout == Layout::channels_last;
+  cuda::ConvArguments arguments;
+  arguments.geometry = call.geometry;
+  arguments.pass = call.pass;
+  arguments.dtype = dtype_of(call.written().scalar_type(), "convolution");
+  arguments.layout = call.layout;
+  arguments.tf32 = tf32_is_allowed();
+  arguments.input = dense(call.input);
+  arguments.weight = dense(call.weight);
+  arguments.output = dense(call.output);
+  if (call.bias.has_value()) call.bias = call.bias->contiguous();
+  arguments.bias = call.bias.has_value() ? call.bias->const_data_ptr() : nullptr;
+  if (call.residual.has_value()) arguments.residual = dense(*call.residual);
+  arguments.relu = call.relu;
+  arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
+  arguments.weight_stride_tap = channel_is_contiguous ? call.geometry.in_channels_per_group() : 1;
+  return arguments;
+}
+
+void run_on_cuda(Call call, std::string_view name) {
+  const ConvProblem problem = call.problem();
+  cuda::ConvArguments arguments = cuda_arguments(call);
+  arguments.algorithm = algorithm_by_name(name, problem).value_or(choose_algorithm(problem));
+  const Tensor workspace = cuda_workspace(
+      call.written(), [&](const cuda::Launchers& launchers) { return launchers.convolution_workspace(&arguments); });
+  arguments.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
+  launch_on_cuda(call.written(), "convolution", [&](const cuda::Launchers& launchers, void* stream) {
+    return launchers.convolution(&arguments, stream);
+  });
+}
+
 void run(Call call, std::string_view name) {
+  if (runs_on_cuda(call.written())) return run_on_cuda(std::move(call), name);
   dispatch_dtype(call.written().scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);
     const ConvProblem problem = call.problem();
@@ -265,7 +293,7 @@ Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef s
   check_same_type("Input", input, "weight", weight);
   const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   Tensor packed = at::empty({0}, at::TensorOptions().dtype(at::kByte));
-  if (geometry.multiply_adds() == 0) return packed;
+  if (geometry.multiply_adds() == 0 || runs_on_cuda(weight)) return packed;  // CUDA kernels pack nothing
   Call call{Pass::forward, geometry, joint_layout(input, weight), Tensor(), weight, input, std::nullopt};
   const ConvProblem problem = call.problem();
   dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 
 #include "../cpu/pool_kernels.h"
+#include "cuda.h"
 #include "pooling_checks.h"
 
 namespace convlab {
@@ -12,6 +13,7 @@ using at::IntArrayRef;
 using at::Tensor;
 using c10::SymInt;
 using c10::SymIntArrayRef;
+using cuda::PoolKernel;
 
 namespace {
 
@@ -75,10 +77,64 @@ PoolGeometry make_geometry(IntArrayRef input, IntArrayRef output, const PoolWind
 // Ranges that read fewer elements than this are not worth a thread.
 constexpr int64_t kElementsPerThread = 1 << 15;
 
+template <class T>
+cpu::PoolKernel<T> cpu_kernel(PoolKernel kernel) {
+  const auto kernels = cpu::pool_kernels<T>();
+  switch (kernel) {
+    case PoolKernel::max:
+      return kernels.max;
+    case PoolKernel::max_backward:
+      return kernels.max_backward;
+    case PoolKernel::max_gather:
+      return kernels.max_gather;
+    case PoolKernel::max_indices:
+      return kernels.max_indices;
+    case PoolKernel::average:
+      return kernels.average;
+    default:
+      return kernels.average_backward;
+  }
+}
+
+template <class T>
+void run_on_cpu(PoolKernel kernel, const PoolGeometry& geometry, Layout layout, const Tensor& input,
+                const Tensor& output, const Tensor& taps, const Tensor& indices) {
+  cpu::PoolArguments<T> arguments;
+  arguments.geometry = geometry;
+  arguments.layout = layout;
+  arguments.input = input.defined() ? const_cast<T*>(const_data<T>(input)) : nullptr;
+  arguments.output = output.defined() ? const_cast<T*>(const_data<T>(output)) : nullptr;
+  arguments.taps = taps.defined() ? const_cast<void*>(taps.const_data_ptr()) : nullptr;
+  arguments.indices = indices.defined() ? mutable_data<int64_t>(indices) : nullptr;
+  const cpu::PoolKernel<T> functions = cpu_kernel<T>(kernel);
+  const cpu::PoolPlan plan = functions.plan(arguments);
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, plan.cost));
+  parallel(plan.tasks, grain, [&](int64_t begin, int64_t end) {
+    functions.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
+  });
+}
+
+void run_on_cuda(PoolKernel kernel, const PoolGeometry& geometry, Dtype dtype, Layout layout, const Tensor& input,
+                 const Tensor& output, const Tensor& taps, const Tensor& indices) {
+  const auto data = [](const Tensor& tensor) {
+    return tensor.defined() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
+  };
+  cuda::PoolArguments arguments;
+  arguments.geometry = geometry;
+  arguments.kernel = kernel;
+  arguments.dtype = dtype;
+  arguments.layout = layout;
+  arguments.input = data(input);
+  arguments.output = data(output);
+  arguments.taps = data(taps);
+  arguments.indices = static_cast<int64_t*>(data(indices));
+  launch_on_cuda(taps.defined() ? taps : input, "pooling",
+                 [&](const cuda::Launchers& launchers, void* stream) { return launchers.pool(&arguments, stream); });
+}
+
 // Runs one kernel. Tensors that are read may have any strides; those just allocated are dense in `layout`.
-template <class Choose>
-void run(const PoolGeometry& geometry, Layout layout, Tensor input, Tensor output, Tensor taps, Tensor indices,
-         const Choose& choose) {
+void run(PoolKernel kernel, const PoolGeometry& geometry, Layout layout, Tensor input, Tensor output, Tensor taps,
+         Tensor indices) {
   const auto dense = [layout](const Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     const Tensor full = with_height(tensor);
@@ -90,21 +146,10 @@ void run(const PoolGeometry& geometry, Layout layout, Tensor input, Tensor outpu
   indices = dense(indices);
   // Indices do not depend on the values, so any element type serves where there are none.
   const auto dtype = input.defined() ? input.scalar_type() : at::kFloat;
+  if (runs_on_cuda(taps.defined() ? taps : input))
+    return run_on_cuda(kernel, geometry, dtype_of(dtype, "pooling"), layout, input, output, taps, indices);
   dispatch_dtype(dtype, "pooling", [&](auto type) {
-    using T = decltype(type);
-    cpu::PoolArguments<T> arguments;
-    arguments.geometry = geometry;
-    arguments.layout = layout;
-    arguments.input = input.defined() ? const_cast<T*>(const_data<T>(input)) : nullptr;
-    arguments.output = output.defined() ? const_cast<T*>(const_data<T>(output)) : nullptr;
-    arguments.taps = taps.defined() ? const_cast<void*>(taps.const_data_ptr()) : nullptr;
-    arguments.indices = indices.defined() ? mutable_data<int64_t>(indices) : nullptr;
-    const cpu::PoolKernel<T> kernel = choose(cpu::pool_kernels<T>());
-    const cpu::PoolPlan plan = kernel.plan(arguments);
-    const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, plan.cost));
-    parallel(plan.tasks, grain, [&](int64_t begin, int64_t end) {
-      kernel.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
-    });
+    run_on_cpu<decltype(type)>(kernel, geometry, layout, input, output, taps, indices);
   });
 }
 
@@ -114,8 +159,8 @@ std::tuple<Tensor, Tensor> run_max(const Tensor& input, const std::vector<int64_
   Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
   Tensor taps = empty_taps<int64_t>(input, size, input.sizes(), windows.kernel_size, with_taps, layout);
   if (output.numel() > 0)
-    run(make_geometry(input.sizes(), size, windows), layout, input, output, with_taps ? taps : Tensor(), Tensor(),
-        [](const auto& kernels) { return kernels.max; });
+    run(PoolKernel::max, make_geometry(input.sizes(), size, windows), layout, input, output,
+        with_taps ? taps : Tensor(), Tensor());
   return {output, taps};
 }
 
@@ -167,8 +212,7 @@ Tensor max_pool_indices(const Tensor& taps, IntArrayRef input_size, IntArrayRef 
   const Layout layout = layout_of(with_height(taps));
   Tensor indices = empty_in_layout(IntArrayRef(size), taps, layout, at::kLong);
   if (indices.numel() > 0)
-    run(make_geometry(input_size, size, windows), layout, Tensor(), Tensor(), taps, indices,
-        [](const auto& kernels) { return kernels.max_indices; });
+    run(PoolKernel::max_indices, make_geometry(input_size, size, windows), layout, Tensor(), Tensor(), taps, indices);
   return indices;
 }
 
@@ -189,8 +233,8 @@ Tensor max_pool_backward(const Tensor& grad_output, const Tensor& taps, IntArray
   const Layout layout = layout_of(with_height(taps));
   Tensor grad_input = empty_in_layout(input_size, grad_output, layout);
   if (grad_output.numel() == 0) return grad_input.zero_();
-  run(make_geometry(input_size, size, windows), layout, grad_input, grad_output, taps, Tensor(),
-      [](const auto& kernels) { return kernels.max_backward; });
+  run(PoolKernel::max_backward, make_geometry(input_size, size, windows), layout, grad_input, grad_output, taps,
+      Tensor());
   return grad_input;
 }
 
@@ -212,8 +256,7 @@ Tensor max_pool_gather(const Tensor& input, const Tensor& taps, IntArrayRef kern
   const Layout layout = layout_of(with_height(taps));
   Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
   if (output.numel() > 0)
-    run(make_geometry(input.sizes(), size, windows), layout, input, output, taps, Tensor(),
-        [](const auto& kernels) { return kernels.max_gather; });
+    run(PoolKernel::max_gather, make_geometry(input.sizes(), size, windows), layout, input, output, taps, Tensor());
   return output;
 }
 
@@ -250,7 +293,7 @@ Tensor run_average(const Tensor& input, const std::vector<int64_t>& size, const 
   PoolGeometry geometry = make_geometry(input.sizes(), size, windows);
   geometry.count_include_pad = count_include_pad;
   geometry.divisor_override = divisor_override.value_or(0);
-  run(geometry, layout, input, output, Tensor(), Tensor(), [](const auto& kernels) { return kernels.average; });
+  run(PoolKernel::average, geometry, layout, input, output, Tensor(), Tensor());
   return output;
 }
 
@@ -262,8 +305,7 @@ Tensor run_average_backward(const Tensor& grad_output, IntArrayRef input_size, c
   PoolGeometry geometry = make_geometry(input_size, grad_output.sizes(), windows);
   geometry.count_include_pad = count_include_pad;
   geometry.divisor_override = divisor_override.value_or(0);
-  run(geometry, layout, grad_input, grad_output, Tensor(), Tensor(),
-      [](const auto& kernels) { return kernels.average_backward; });
+  run(PoolKernel::average_backward, geometry, layout, grad_input, grad_output, Tensor(), Tensor());
   return grad_input;
 }
 
