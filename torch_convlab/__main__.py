@@ -15,6 +15,7 @@ VERBS = {
     "graph": "the computational graph of a model: forward, backward, saved tensors, bytes",
     "normalize": "which elements share statistics in batch, layer, instance and group norm",
     "receptive-field": "how the receptive field grows over the layers, in theory and measured by gradients",
+    "report": "all of it about one model, in one HTML file that opens offline",
     "train": "train LeNet-5 on handwritten digits, with checkpoints",
 }
 LAB_PACKAGES = {"jinja2", "matplotlib", "numpy", "rich", "sklearn"}

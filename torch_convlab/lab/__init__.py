@@ -15,6 +15,7 @@ _FUNCTIONS: dict[str, str] = {
     "graph": "computational_graph",
     "normalize": "shared_statistics",
     "receptive_field": "field_growth",
+    "report": "model_report",
     "train_lenet": "train",
 }
 

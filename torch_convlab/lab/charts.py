@@ -9,6 +9,7 @@ from matplotlib import image, pyplot
 from torch import Tensor
 
 from .figure import INK, OURS, THEIRS, inline_svg, style
+from .layers import Summary
 from .timing import Timing
 
 
@@ -93,3 +94,50 @@ def _epochs_and(label: str, axes) -> None:
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
+
+
+def layers(summary: Summary) -> str:
+    """Multiply-adds, parameters and saved bytes of every layer, in order."""
+    series = [
+        ("multiply-adds, M", [layer.multiply_adds / 1e6 for layer in summary.layers], OURS),
+        ("parameters, k", [layer.parameters / 1e3 for layer in summary.layers], THEIRS),
+        ("saved, kB", [layer.saved_bytes / 1e3 for layer in summary.layers], "#2b8a3e"),
+    ]
+    with style():
+        figure, column = pyplot.subplots(3, 1, figsize=(11, 4.6), sharex=True)
+        for axes, (label, values, color) in zip(column, series):
+            axes.bar(range(len(values)), values, color=color, width=0.8)
+            axes.set_ylabel(label)
+        column[-1].set_xlabel("operator, in the order of computing")
+        figure.align_ylabels()
+        figure.tight_layout()
+        return inline_svg(figure)
+
+
+def pyramid(summary: Summary) -> str:
+    """One bar for each size of map: its width, channels (the most at that size), receptive field and stride (L21)."""
+    steps = [("input", summary.input_size[1], summary.input_size[2:], "1 pixel")]
+    for layer in summary.layers:
+        spatial = layer.output_size[2:]
+        known = layer.receptive_field and None not in layer.receptive_field and None not in layer.stride
+        if not spatial or not known:
+            continue
+        field = f"field {max(layer.receptive_field)}, stride {max(layer.stride):g}"
+        if spatial != steps[-1][2]:
+            steps.append((layer.name, layer.output_size[1], spatial, field))
+        else:
+            name, channels, _, _ = steps[-1]
+            steps[-1] = (name, max(channels, layer.output_size[1]), spatial, field)
+    with style():
+        figure, axes = pyplot.subplots(figsize=(9, 0.4 + 0.75 * len(steps)))
+        bottom, tallest, widest = 0.0, max(step[1] for step in steps), max(max(step[2]) for step in steps)
+        for name, channels, spatial, field in steps:
+            height = 0.25 + (channels / tallest) ** 0.5
+            width = max(spatial)
+            axes.barh(bottom - height / 2, width, height, left=-width / 2, color=THEIRS, alpha=0.5)
+            text = f"{name}: {channels} x {' x '.join(map(str, spatial))}, {field}"
+            axes.text(widest * 0.55, bottom - height / 2, text, va="center", fontsize=9)
+            bottom -= height + 0.15
+        axes.set(xlim=(-widest * 0.55, widest * 1.4), ylim=(bottom, 0.1))
+        axes.axis("off")
+        return inline_svg(figure)

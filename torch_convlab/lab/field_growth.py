@@ -78,9 +78,9 @@ class FieldGrowth:
 
     def _draw_fields(self, axes):
         height, width = self.input_size[2:]
-        colors = pyplot.get_cmap("viridis")
+        colors = pyplot.get_cmap("turbo")  # all of it is seen on white and on black
         for place, layer in enumerate(self.layers):
-            color = colors(place / max(1, len(self.layers) - 1))
+            color = colors(0.1 + 0.8 * place / max(1, len(self.layers) - 1))
             axes.add_patch(_box(layer.theoretical, edgecolor=color, linewidth=1.5, gid=f"field-{place}"))
             axes.plot([], [], color=color, label=f"{layer.name} {layer.size[0]}") if len(self.layers) <= 12 else None
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, facecolor="#808080", alpha=0.2, gid="input"))

@@ -15,7 +15,7 @@ from rich.text import Text
 from ... import build_info, convert, models
 from ..command import describe, positive, progress
 from ..data import Digits, bundled_digits, mnist_folder
-from ..report import Results, write_report
+from ..demo_report import Results, write_report
 from ..timing import FORMATS, time_model
 from ..train import Recipe, Run, differences, train_lenet
 from ..verification import Comparison, verify_layers, verify_network

@@ -17,7 +17,7 @@ from ..command import (
     show_json,
     table,
 )
-from ..computational_graph import graph
+from ..computational_graph import Graph, graph
 from ..errors import LabError
 from ..figure import save_svg
 
@@ -45,10 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json({**vars(found), "saved_bytes": found.saved_bytes})
         return 0
-    rows = table("step", "kind", "reads", "output", "forward MACs", "backward", "backward MACs", "saved", left=2)
+    show(rows(found), totals(found), *([f"picture: {arguments.output}"] if arguments.output else []))
+    return 0
+
+
+def rows(found: Graph):
+    lines = table("step", "kind", "reads", "output", "forward MACs", "backward", "backward MACs", "saved", left=2)
     for step in found.steps:
         reads = ", ".join("input" if source < 0 else found.steps[source].name for source in step.inputs)
-        rows.add_row(
+        lines.add_row(
             step.name,
             step.kind,
             reads,
@@ -58,11 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
             engineering(step.backward_multiply_adds),
             engineering(step.saved_bytes, "B"),
         )
-    show(
-        rows,
+    return lines
+
+
+def totals(found: Graph) -> str:
+    return (
         f"{len(found.steps)} steps; multiply-adds: {engineering(found.multiply_adds)} forward, "
         f"{engineering(found.backward_multiply_adds)} backward; "
-        f"saved between them: {engineering(found.saved_bytes, 'B')} besides parameters and input",
-        *([f"picture: {arguments.output}"] if arguments.output else []),
+        f"saved between them: {engineering(found.saved_bytes, 'B')} besides parameters and input"
     )
-    return 0

@@ -48,7 +48,7 @@ def write_report(results: Results, path: Path) -> None:
         loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["scientific"] = lambda value: f"{value:.1e}"
-    page = environment.get_template("report.html.jinja").render(
+    page = environment.get_template("demo.html.jinja").render(
         results=results,
         build=build_info(),
         threads=torch.get_num_threads(),
