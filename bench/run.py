@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conv
 import families
 import measure
+import norm
+import pool
 
-VERBS = {"conv": conv, "families": families}
+VERBS = {"conv": conv, "families": families, "norm": norm, "pool": pool}
 RESULTS = Path(__file__).parent / "results"
 
 
