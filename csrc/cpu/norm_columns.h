@@ -3,6 +3,8 @@
 // Idea: rows are read in memory order in blocks whose size depends on the geometry alone. Every block leaves sums per
 // channel; merging them in a fixed order gives the same bits for every number of threads. The second pass goes
 // through each thread's blocks backwards, starting with those still in cache.
+// The first pass of a backward under ReLU and residual writes the residual's gradient, which is all the second needs of
+// gradient, residual and mask.
 // Cost: two reads and one write forward, four and one backward, less what the caches hold.
 // Limits: below a vector's width of channels most lanes are idle.
 #pragma once
@@ -10,7 +12,7 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-constexpr int kTileRows = 2;             // more would need more pointers than there are registers
+constexpr int kTileRows = 4;             // more would need more pointers than there are registers
 constexpr int64_t kMergedChannels = 16;  // of one merging task
 
 // Calls body(row, column, std::integral_constant<int, rows>, part) for tiles of a few rows and one vector of columns.
@@ -132,12 +134,13 @@ struct NormColumns {
   }
 
   static void sample_means(const T* x, int64_t rows, int64_t channels, A* means) {
-    for (int64_t c = 0; c < channels; ++c) {
-      A sum = 0;
-      for (int64_t row = 0; row < rows; ++row) sum += to_accumulate(x[row * channels + c]);
-      const A mean = sum / static_cast<A>(rows);
-      means[c] = mean - mean == 0 ? mean : A(0);
-    }
+    const vec<A> count = broadcast(static_cast<A>(rows));
+    for_each_vector<A>(channels, [&](int64_t c, auto part) {
+      vec<A> sum = {};
+      for (int64_t row = 0; row < rows; ++row) sum += load(x + row * channels + c, part);
+      const vec<A> mean = sum / count;
+      store(means + c, mean - mean == 0 ? mean : vec<A>{}, part);  // Inf and NaN would hide which of the two it is
+    });
   }
 
   // Channel by channel over the blocks; first the mean, then the squared deviations from it.
@@ -204,23 +207,29 @@ struct NormColumns {
   }
 
   static void forward_blocks(const Arguments& a, int64_t begin, int64_t end) {
+    with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
+      with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
+        for (int64_t task = end - 1; task >= begin; --task)
+          normalize<relu.value, residual.value, stream.value>(a, task);
+      });
+    });
+  }
+
+  template <bool Relu, bool Residual, bool Streams>
+  static void normalize(const Arguments& a, int64_t task) {
     const Workspace w(a);
-    with_flags(a.relu, a.residual != nullptr, [&](auto relu_flag, auto residual_flag) {
-      for (int64_t task = end - 1; task >= begin; --task) {
-        const Block block(a, w, task);
-        const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
-        const T *x = a.input + block.at, *residual = residual_flag.value ? a.residual + block.at : nullptr;
-        T* output = a.output + block.at;
-        const int64_t channels = w.channels;
-        for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
-          const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
-          CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-            const int64_t at = (row + r) * channels + c;
-            vec<A> y = normalized(load(x + at, part), mean, scale, shift);
-            if (residual_flag.value) y += load(residual + at, part);
-            store(output + at, relu_flag.value ? relu(y) : y, part);
-          }
-        });
+    const Block block(a, w, task);
+    const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
+    const T *x = a.input + block.at, *residual = Residual ? a.residual + block.at : nullptr;
+    T* output = a.output + block.at;
+    const int64_t channels = w.channels;
+    for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
+      const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
+      CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
+        const int64_t at = (row + r) * channels + c;
+        vec<A> y = normalized(load(x + at, part), mean, scale, shift);
+        if (Residual) y += load(residual + at, part);
+        store_output<Streams>(output + at, Relu ? relu(y) : y, part);
       }
     });
   }
@@ -235,6 +244,7 @@ struct NormColumns {
         A* products = w.partial(block.sample, block.index, 1);
         const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
         const T* residual = mask.value == Mask::relu_of_sum ? a.residual + block.at : nullptr;
+        T* grad_residual = mask.value == Mask::relu_of_sum && a.grad_residual ? a.grad_residual + block.at : nullptr;
         const int64_t channels = w.channels;
         std::fill(grads, grads + channels, A(0));
         std::fill(products, products + channels, A(0));
@@ -245,6 +255,7 @@ struct NormColumns {
             const int64_t at = (row + r) * channels + c;
             const vec<A> x = load(input + at, part);
             const vec<A> grad = gradient<mask.value>(grad_output + at, residual + at, part, x, mean, scale, shift);
+            if (mask.value == Mask::relu_of_sum && grad_residual) store(grad_residual + at, grad, part);
             sum += grad;
             product = fma(grad, x - mean, product);
           }
@@ -288,20 +299,23 @@ struct NormColumns {
   }
 
   static void backward_blocks(const Arguments& a, int64_t begin, int64_t end) {
-    with_mask(a, [&](auto mask) { write_gradient<mask.value>(a, begin, end); });
+    with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
+      if (a.relu && a.grad_residual) return write_gradient<Mask::none, stream.value>(a, a.grad_residual, begin, end);
+      with_mask(a, [&](auto mask) { write_gradient<mask.value, stream.value>(a, a.grad_output, begin, end); });
+    });
   }
 
-  template <Mask M>
-  static void write_gradient(const Arguments& a, int64_t begin, int64_t end) {
+  template <Mask M, bool Streams>
+  static void write_gradient(const Arguments& a, const T* gradients, int64_t begin, int64_t end) {
     const Workspace w(a);
     const vec_mask<A> varies = statistics_mask(a);
     for (int64_t task = end - 1; task >= begin; --task) {
       const Block block(a, w, task);
       const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
       const A *slopes = w.slope(block.sample), *constants = w.constant(block.sample);
-      const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
+      const T *input = a.input + block.at, *grad_output = gradients + block.at;
       const T* residual = M == Mask::relu_of_sum ? a.residual + block.at : nullptr;
-      T *output = a.output + block.at, *grad_residual = a.grad_residual ? a.grad_residual + block.at : nullptr;
+      T* output = a.output + block.at;
       const int64_t channels = w.channels;
       for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
         const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
@@ -311,8 +325,7 @@ struct NormColumns {
           const vec<A> x = load(input + at, part);
           const vec<A> grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift);
           const vec<A> deviation = varies ? x - mean : vec<A>{};
-          store(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
-          if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + at, grad, part);
+          store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
         }
       });
     }

@@ -2,6 +2,8 @@
 //
 // Idea: one group after another, so that the second pass, which normalizes or writes the gradient, finds the group in
 // cache. In a batch norm the group is one channel in all samples.
+// Under ReLU and residual the first backward pass writes the residual's gradient, which is all the second needs of
+// gradient, residual and mask.
 // Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write.
 // Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
 #pragma once
@@ -49,24 +51,29 @@ struct NormRuns {
   static int64_t repeat_stride(const Arguments& a) { return a.channels() * a.pixels; }
 
   static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
-    with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
-      for (int64_t group = begin; group < end; ++group) {
-        const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
-        if (a.statistics) {
-          const Moments moments = moments_of_runs(a.input + offset(a, sample, first), a.repeats, repeat_stride(a),
-                                                  a.channels_per_group * a.pixels);
-          a.mean[group] = static_cast<A>(moments.mean);
-          a.variance[group] = static_cast<A>(moments.variance());
-        }
-        for (int64_t c = first; c < first + a.channels_per_group; ++c)
-          for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
-            normalize<relu.value, residual.value>(a, channel(a, group, c),
-                                                  offset(a, sample, c) + repeat * repeat_stride(a));
-      }
+    with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
+      with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
+        for (int64_t group = begin; group < end; ++group)
+          forward_group<relu.value, residual.value, stream.value>(a, group);
+      });
     });
   }
 
-  template <bool Relu, bool Residual>
+  template <bool Relu, bool Residual, bool Streams>
+  static void forward_group(const Arguments& a, int64_t group) {
+    const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
+    if (a.statistics) {
+      const Moments moments = moments_of_runs(a.input + offset(a, sample, first), a.repeats, repeat_stride(a),
+                                              a.channels_per_group * a.pixels);
+      a.mean[group] = static_cast<A>(moments.mean);
+      a.variance[group] = static_cast<A>(moments.variance());
+    }
+    for (int64_t c = first; c < first + a.channels_per_group; ++c)
+      for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
+        normalize<Relu, Residual, Streams>(a, channel(a, group, c), offset(a, sample, c) + repeat * repeat_stride(a));
+  }
+
+  template <bool Relu, bool Residual, bool Streams>
   static void normalize(const Arguments& a, Channel channel, int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const T *x = a.input + at, *residual = Residual ? a.residual + at : nullptr;
@@ -74,17 +81,19 @@ struct NormRuns {
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
       vec<A> y = normalized(load(x + i, part), mean, scale, shift);
       if (Residual) y += load(residual + i, part);
-      store(output + i, Relu ? relu(y) : y, part);
+      store_output<Streams>(output + i, Relu ? relu(y) : y, part);
     });
   }
 
   static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
-    with_mask(a, [&](auto mask) {
-      for (int64_t group = begin; group < end; ++group) backward_group<mask.value>(a, group);
+    with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
+      with_mask(a, [&](auto mask) {
+        for (int64_t group = begin; group < end; ++group) backward_group<mask.value, stream.value>(a, group);
+      });
     });
   }
 
-  template <Mask M>
+  template <Mask M, bool Streams>
   static void backward_group(const Arguments& a, int64_t group) {
     const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
     ChannelSums* sums = static_cast<ChannelSums*>(a.shared) + sample * a.channels();
@@ -99,7 +108,10 @@ struct NormRuns {
     for (int64_t c = first; c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat) {
         const int64_t at = offset(a, sample, c) + repeat * repeat_stride(a);
-        write_gradient<M>(a, channel(a, group, c), through, at);
+        if (M == Mask::relu_of_sum && a.grad_residual)
+          write_gradient<Mask::none, Streams>(a, a.grad_residual, channel(a, group, c), through, at);
+        else
+          write_gradient<M, Streams>(a, a.grad_output, channel(a, group, c), through, at);
       }
   }
 
@@ -115,9 +127,11 @@ struct NormRuns {
         const int64_t size = std::min(kBlockElements, a.pixels - begin);
         const T *input = a.input + at, *grads = a.grad_output + at;
         const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
+        T* grad_residual = M == Mask::relu_of_sum && a.grad_residual ? a.grad_residual + at : nullptr;
         for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
           const vec<A> x = load(input + i, part);
           const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
+          if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + i, grad, part);
           sum[chain] += grad;
           products[chain] += zero_rest<A>(grad * (x - mean), part);
         });
@@ -131,20 +145,20 @@ struct NormRuns {
     return total;
   }
 
-  template <Mask M>
-  static void write_gradient(const Arguments& a, Channel channel, GroupGradient<A> through, int64_t at) {
+  template <Mask M, bool Streams>
+  static void write_gradient(const Arguments& a, const T* gradients, Channel channel, GroupGradient<A> through,
+                             int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const vec<A> slope = broadcast(through.slope), constant = broadcast(through.constant);
     const vec_mask<A> varies = statistics_mask(a);
-    const T *input = a.input + at, *grads = a.grad_output + at;
+    const T *input = a.input + at, *grads = gradients + at;
     const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
-    T *output = a.output + at, *grad_residual = a.grad_residual ? a.grad_residual + at : nullptr;
+    T* output = a.output + at;
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
       const vec<A> x = load(input + i, part);
       const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
       const vec<A> deviation = varies ? x - mean : vec<A>{};
-      store(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
-      if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + i, grad, part);
+      store_output<Streams>(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
     });
   }
 

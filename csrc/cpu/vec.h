@@ -51,6 +51,22 @@ CONVLAB_INLINE vec<double> load(const double* p) {
 CONVLAB_INLINE void store(float* p, vec<float> v) { std::memcpy(p, &v, sizeof v); }
 CONVLAB_INLINE void store(double* p, vec<double> v) { std::memcpy(p, &v, sizeof v); }
 
+// Past the caches, to aligned memory: for outputs that no cache would keep. Ends with store_fence().
+CONVLAB_INLINE void store_streaming(float* p, vec<float> v) {
+#if defined(CONVLAB_AVX512)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(CONVLAB_AVX2)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+CONVLAB_INLINE void store_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 typedef uint16_t vec_half_bits __attribute__((vector_size(CONVLAB_VECTOR_BYTES / 2)));
 typedef uint32_t vec_bits __attribute__((vector_size(CONVLAB_VECTOR_BYTES)));
 
