@@ -8,7 +8,7 @@
 // Cost: as for the maximum. Long sums are made of short ones, so that float rounding does not pile up.
 // Limits: see by_rows().
 #pragma once
-#include "pool_rows.h"
+#include "pool_transposed.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -274,15 +274,19 @@ struct AverageGlobal {
 
 template <class T>
 struct AverageForward {
+  using ByTiles = Transposed<T, AverageForward<accumulate_t<T>>, false>;
+
   static PoolPlan plan(const PoolArguments<T>& a) {
     if (AverageLast<T>::fits(a)) return AverageLast<T>::plan(a);
     if (AverageGlobal<T>::fits(a)) return AverageGlobal<T>::plan(a);
+    if (ByTiles::fits(a)) return ByTiles::plan(a);
     if (AverageRows<T>::fits(a)) return AverageRows<T>::plan(a);
     return AverageWindows<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     if (AverageLast<T>::fits(a)) return AverageLast<T>::run(a, scratch, begin, end);
     if (AverageGlobal<T>::fits(a)) return AverageGlobal<T>::run(a, scratch, begin, end);
+    if (ByTiles::fits(a)) return ByTiles::run(a, scratch, begin, end);
     if (AverageRows<T>::fits(a)) return AverageRows<T>::run(a, scratch, begin, end);
     AverageWindows<T>::run(a, scratch, begin, end);
   }

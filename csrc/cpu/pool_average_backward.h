@@ -2,6 +2,7 @@
 // forward. See pool_average.h for the idea.
 #pragma once
 #include "pool_average.h"
+#include "pool_disjoint.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -53,23 +54,30 @@ struct AverageBackwardLast {
             s.shares[count++] = {(s.rows[row].output + ow) * C,
                                  A(1) / (s.rows[row].factor * static_cast<A>(g.divisor(2, ow)))};
         T* to = a.input + pixel * C;
-        int64_t c = 0;
-        for (; c + lanes<A> <= C; c += lanes<A>) store(to + c, sum<false>(a, s.shares, count, c, lanes<A>));
-        if (c < C) store_partial(to + c, sum<true>(a, s.shares, count, c, C - c), C - c);
+        for_channels<A>(C, [&](auto vectors, auto partial, int64_t c, int64_t channels) {
+          sum<vectors, partial>(a, s.shares, count, c, channels, to + c);
+        });
       }
       at.skip(run);
     }
   }
 
-  template <bool kPartial>
-  CONVLAB_INLINE static vec<A> sum(const PoolArguments<T>& a, const Share* shares, int64_t count, int64_t c,
-                                   int64_t channels) {
-    vec<A> total = {};
+  template <int kVectors, bool kPartial>
+  CONVLAB_INLINE static void sum(const PoolArguments<T>& a, const Share* shares, int64_t count, int64_t c,
+                                 int64_t channels, T* to) {
+    vec<A> total[kVectors] = {};
     for (int64_t i = 0; i < count; ++i) {
       const T* p = a.output + shares[i].output + c;
-      total += (kPartial ? load_partial(p, channels) : load(p)) * shares[i].factor;
+      const vec<A> factor = broadcast(shares[i].factor);
+      CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) total[v] +=
+          (kPartial ? load_partial(p, channels) : load(p + v * lanes<A>)) * factor;
     }
-    return total;
+    CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kPartial)
+        store_partial(to, total[v], channels);
+      else
+        store(to + v * lanes<A>, total[v]);
+    }
   }
 };
 
@@ -209,14 +217,21 @@ struct AverageBackwardRows {
 
 template <class T>
 struct AverageBackward {
+  using ByTiles = Transposed<T, AverageBackward<accumulate_t<T>>, true>;
+  using ByWindows = Disjoint<T, false>;
+
   static PoolPlan plan(const PoolArguments<T>& a) {
+    if (ByWindows::fits(a)) return ByWindows::plan(a);
     if (AverageBackwardLast<T>::fits(a)) return AverageBackwardLast<T>::plan(a);
     if (AverageBackwardGlobal<T>::fits(a)) return AverageBackwardGlobal<T>::plan(a);
+    if (ByTiles::fits(a)) return ByTiles::plan(a);
     return AverageBackwardRows<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+    if (ByWindows::fits(a)) return ByWindows::run(a, scratch, begin, end);
     if (AverageBackwardLast<T>::fits(a)) return AverageBackwardLast<T>::run(a, scratch, begin, end);
     if (AverageBackwardGlobal<T>::fits(a)) return AverageBackwardGlobal<T>::run(a, scratch, begin, end);
+    if (ByTiles::fits(a)) return ByTiles::run(a, scratch, begin, end);
     AverageBackwardRows<T>::run(a, scratch, begin, end);
   }
 };

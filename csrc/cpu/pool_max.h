@@ -9,7 +9,7 @@
 // Cost: channels_last taps() comparisons per output, channels_first kernel width times (input rows / output rows) plus
 // kernel height times depth. Limits: see by_rows().
 #pragma once
-#include "pool_taps.h"
+#include "pool_transposed.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -22,7 +22,6 @@ inline bool may_miss_input(const PoolGeometry& g) {
     if (g.padding[axis] > 0 && g.dilation[axis] > g.input[axis]) return true;
   return false;
 }
-inline bool taps_fit_lanes(const PoolGeometry& g) { return g.taps() <= std::numeric_limits<int32_t>::max(); }
 
 template <class T, bool kTaps>
 struct MaxLast {
@@ -303,13 +302,17 @@ struct MaxWindows {
 
 template <class T>
 struct MaxForward {
+  using ByTiles = Transposed<T, MaxForward<accumulate_t<T>>, false>;
+
   static PoolPlan plan(const PoolArguments<T>& a) {
+    if (ByTiles::fits(a)) return ByTiles::plan(a);
     if (MaxLast<T, true>::fits(a)) return MaxLast<T, true>::plan(a);
     if (MaxRows<T, true>::fits(a)) return MaxRows<T, true>::plan(a);
     return MaxWindows<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const bool taps = a.taps != nullptr;
+    if (ByTiles::fits(a)) return ByTiles::run(a, scratch, begin, end);
     if (MaxLast<T, true>::fits(a))
       return taps ? MaxLast<T, true>::run(a, scratch, begin, end) : MaxLast<T, false>::run(a, scratch, begin, end);
     if (MaxRows<T, true>::fits(a))

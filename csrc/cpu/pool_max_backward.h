@@ -9,6 +9,7 @@
 // - otherwise: each row of the input scans the windows over it.
 // Cost: one comparison per window over an input element. Limits: see by_rows().
 #pragma once
+#include "pool_disjoint.h"
 #include "pool_max.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -76,9 +77,9 @@ struct MaxBackwardLast {
             s.pairs[count++] = {(s.rows[row].first + ow) * C, static_cast<lane_int<A>>(s.rows[row].tap + kw)};
           }
         T* to = a.input + pixel * C;
-        int64_t c = 0;
-        for (; c + lanes<A> <= C; c += lanes<A>) store(to + c, sum<kNarrow, false>(a, s.pairs, count, c, lanes<A>));
-        if (c < C) store_partial(to + c, sum<kNarrow, true>(a, s.pairs, count, c, C - c), C - c);
+        for_channels<A>(C, [&](auto vectors, auto partial, int64_t c, int64_t channels) {
+          sum<kNarrow, vectors, partial>(a, s.pairs, count, c, channels, to + c);
+        });
       }
       at.skip(run);
     }
@@ -97,17 +98,25 @@ struct MaxBackwardLast {
     return count;
   }
 
-  template <bool kNarrow, bool kPartial>
-  CONVLAB_INLINE static vec<A> sum(const PoolArguments<T>& a, const Pair* pairs, int64_t count, int64_t c,
-                                   int64_t channels) {
-    vec<A> total = {};
+  template <bool kNarrow, int kVectors, bool kPartial>
+  CONVLAB_INLINE static void sum(const PoolArguments<T>& a, const Pair* pairs, int64_t count, int64_t c,
+                                 int64_t channels, T* to) {
+    vec<A> total[kVectors] = {};
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t from = pairs[i].output + c;
-      const vec_mask<A> hit = load_taps<A>(a.taps, kNarrow, from, kPartial ? channels : lanes<A>) == pairs[i].tap;
-      const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
-      total += hit ? grad : vec<A>{};
+      const vec_mask<A> tap = vec_mask<A>{} + pairs[i].tap;
+      CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const int64_t from = pairs[i].output + c + v * lanes<A>;
+        const vec_mask<A> hit = load_taps<A>(a.taps, kNarrow, from, channels) == tap;
+        const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
+        total[v] += hit ? grad : vec<A>{};
+      }
     }
-    return total;
+    CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kPartial)
+        store_partial(to, total[v], channels);
+      else
+        store(to + v * lanes<A>, total[v]);
+    }
   }
 };
 
@@ -366,13 +375,20 @@ struct MaxBackwardScan {
 
 template <class T>
 struct MaxBackward {
+  using ByTiles = Transposed<T, MaxBackward<accumulate_t<T>>, true>;
+  using ByWindows = Disjoint<T, true>;
+
   static PoolPlan plan(const PoolArguments<T>& a) {
+    if (ByWindows::fits(a)) return ByWindows::plan(a);
+    if (ByTiles::fits(a)) return ByTiles::plan(a);
     if (MaxBackwardScatter<T>::fits(a)) return MaxBackwardScatter<T>::plan(a);
     if (MaxBackwardLast<T>::fits(a)) return MaxBackwardLast<T>::plan(a);
     if (MaxBackwardRows<T>::fits(a)) return MaxBackwardRows<T>::plan(a);
     return MaxBackwardScan<T>::plan(a);
   }
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
+    if (ByWindows::fits(a)) return ByWindows::run(a, scratch, begin, end);
+    if (ByTiles::fits(a)) return ByTiles::run(a, scratch, begin, end);
     if (MaxBackwardScatter<T>::fits(a)) return MaxBackwardScatter<T>::run(a, scratch, begin, end);
     if (MaxBackwardLast<T>::fits(a)) return MaxBackwardLast<T>::run(a, scratch, begin, end);
     if (MaxBackwardRows<T>::fits(a)) return MaxBackwardRows<T>::run(a, scratch, begin, end);

@@ -4,6 +4,8 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
+inline bool taps_fit_lanes(const PoolGeometry& g) { return g.taps() <= std::numeric_limits<int32_t>::max(); }
+
 // Lanes of integers as wide as those of vec<A>.
 template <class A>
 using lane_int = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
