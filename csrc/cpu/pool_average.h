@@ -31,7 +31,7 @@ struct AverageLast {
 
   static void run(const PoolArguments<T>& a, void* scratch, int64_t begin, int64_t end) {
     const PoolGeometry& g = a.geometry;
-    const int64_t C = g.channels;
+    const int64_t C = g.channels, ahead = next_window(g);
     const T** rows = Carve(scratch).take<const T*>(g.kernel[0] * g.kernel[1]);
     Cursor at(g.output, begin);
     for (int64_t pixel = begin; pixel < end;) {
@@ -49,7 +49,7 @@ struct AverageLast {
         const vec<A> divide = broadcast(static_cast<A>(row_divisor * g.divisor(2, ow)));
         T* to = a.output + pixel * C;
         for_channels<A>(C, [&](auto vectors, auto partial, int64_t c, int64_t channels) {
-          window<vectors, partial>(rows, count, in_w.size(), C, w + c, divide, to + c, channels);
+          window<vectors, partial>(rows, count, in_w.size(), C, w + c, ahead, divide, to + c, channels);
         });
       }
       at.skip(run);
@@ -58,7 +58,7 @@ struct AverageLast {
 
   template <int kVectors, bool kPartial>
   CONVLAB_INLINE static void window(const T* const* rows, int64_t count, int64_t width, int64_t C, int64_t from,
-                                    vec<A> divide, T* to, int64_t channels) {
+                                    int64_t ahead, vec<A> divide, T* to, int64_t channels) {
     constexpr int64_t kPiece = 256;
     vec<A> total[kVectors] = {};
     for (int64_t row = 0; row < count; ++row) {
@@ -66,9 +66,10 @@ struct AverageLast {
       for (int64_t w = 0; w < width; w += kPiece) {
         const int64_t end = std::min(width, w + kPiece);
         vec<A> piece[kVectors] = {};
-        for (int64_t i = w; i < end; ++i, p += C)
-          CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) piece[v] +=
-              kPartial ? load_partial(p + v * lanes<A>, channels) : load(p + v * lanes<A>);
+        for (int64_t i = w; i < end; ++i, p += C) CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+            __builtin_prefetch(p + ahead + v * lanes<A>);
+            piece[v] += kPartial ? load_partial(p + v * lanes<A>, channels) : load(p + v * lanes<A>);
+          }
         CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) total[v] += piece[v];
       }
     }

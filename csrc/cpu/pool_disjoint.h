@@ -75,6 +75,7 @@ struct Disjoint {
           CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
             vec<A> share = grad[v];
             if constexpr (kMax) share = winner[v] == tap ? share : vec<A>{};
+            __builtin_prefetch(p + next_window(g) + v * lanes<A>, 1);
             if constexpr (kPartial)
               store_partial(p, share, channels);
             else

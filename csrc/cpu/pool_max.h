@@ -78,6 +78,7 @@ struct MaxLast {
   template <int kVectors, bool kPartial>
   CONVLAB_INLINE static void window(const PoolArguments<T>& a, const Row* rows, int64_t count, int64_t from, Range taps,
                                     int64_t step, int64_t to, int64_t channels) {
+    const int64_t ahead = next_window(a.geometry);
     const auto fetch = [&](const T* p) { return kPartial ? load_partial(p, channels) : load(p); };
     const auto tap_of = [&](const Row& row) { return vec_mask<A>{} + static_cast<lane_int<A>>(row.tap + taps.begin); };
     Best<A> best[kVectors];
@@ -87,8 +88,10 @@ struct MaxLast {
       const T* p = rows[row].first + from;
       vec_mask<A> tap = tap_of(rows[row]);
       for (int64_t kw = taps.begin; kw < taps.end; ++kw, p += step, tap += 1)
-        CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) best[v].template consider<kTaps>(fetch(p + v * lanes<A>),
-                                                                                           tap);
+        CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
+          __builtin_prefetch(p + ahead + v * lanes<A>);
+          best[v].template consider<kTaps>(fetch(p + v * lanes<A>), tap);
+        }
     }
     CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v, to += lanes<A>) {
       if constexpr (kPartial)

@@ -101,11 +101,13 @@ struct MaxBackwardLast {
   template <bool kNarrow, int kVectors, bool kPartial>
   CONVLAB_INLINE static void sum(const PoolArguments<T>& a, const Pair* pairs, int64_t count, int64_t c,
                                  int64_t channels, T* to) {
+    const int64_t ahead = 2 * a.geometry.channels;
     vec<A> total[kVectors] = {};
     for (int64_t i = 0; i < count; ++i) {
       const vec_mask<A> tap = vec_mask<A>{} + pairs[i].tap;
       CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v) {
         const int64_t from = pairs[i].output + c + v * lanes<A>;
+        __builtin_prefetch(a.output + from + ahead);
         const vec_mask<A> hit = load_taps<A>(a.taps, kNarrow, from, channels) == tap;
         const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
         total[v] += hit ? grad : vec<A>{};

@@ -13,6 +13,10 @@ constexpr int64_t kMaxPhases = 8;   // beyond, windows hardly overlap and are lo
 constexpr int64_t kMaxSpan = 4096;  // of a window along the width, for scratch of bounded size
 constexpr int64_t kMaxRows = 256;   // of a window, likewise
 
+// From an element of a channels_last window to the same one two windows on, for prefetches: a window read a few
+// channels at a time is too scattered for the hardware to see the next ones coming.
+inline int64_t next_window(const PoolGeometry& g) { return g.output[2] > 1 ? 2 * g.stride[2] * g.channels : 0; }
+
 // Whether rows are pooled lane by output: neighbouring outputs in neighbouring lanes.
 inline bool by_rows(const PoolGeometry& g) {
   return !g.adaptive && g.stride[2] <= kMaxPhases && g.span(2) <= kMaxSpan && g.kernel[0] <= kMaxRows &&
