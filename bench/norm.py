@@ -1,4 +1,4 @@
-"""`bench/run.py norm`: normalizations of real models, plain and fused, every pass."""
+"""The verb `norm`: normalizations of real models, plain and fused with add and ReLU, every pass."""
 
 from __future__ import annotations
 

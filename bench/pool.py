@@ -1,4 +1,4 @@
-"""`bench/run.py pool`: the usual max, average, adaptive and global pools, 2-D and 3-D, every pass."""
+"""The verb `pool`: the usual max, average, adaptive and global pools, 2-D and 3-D, every pass."""
 
 from __future__ import annotations
 

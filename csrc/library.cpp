@@ -63,6 +63,13 @@ TORCH_LIBRARY(convlab, m) {
       "Tensor variance, SymInt[] normalized_shape, float eps) -> (Tensor, Tensor, Tensor)",
       tags);
 
+  m.def("batch_norm_statistics(Tensor input) -> (Tensor, Tensor)", tags);
+  m.def("rms_norm(Tensor input, Tensor? weight, SymInt[] normalized_shape, float eps) -> (Tensor, Tensor)", tags);
+  m.def(
+      "rms_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean_square, "
+      "SymInt[] normalized_shape, float eps) -> (Tensor, Tensor)",
+      tags);
+
   // Max pooling. `taps` names the winner of each window by its position in it; empty unless with_taps. Where taps
   // are read, an empty kernel_size stands for adaptive windows.
   m.def(
@@ -109,6 +116,9 @@ TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("group_norm_backward", convlab::group_norm_backward);
   m.impl("layer_norm", convlab::layer_norm);
   m.impl("layer_norm_backward", convlab::layer_norm_backward);
+  m.impl("batch_norm_statistics", convlab::batch_norm_statistics);
+  m.impl("rms_norm", convlab::rms_norm);
+  m.impl("rms_norm_backward", convlab::rms_norm_backward);
   m.impl("max_pool", convlab::max_pool);
   m.impl("adaptive_max_pool", convlab::adaptive_max_pool);
   m.impl("max_pool_indices", convlab::max_pool_indices);
@@ -132,6 +142,9 @@ TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("group_norm_backward", convlab::group_norm_backward_meta);
   m.impl("layer_norm", convlab::layer_norm_meta);
   m.impl("layer_norm_backward", convlab::layer_norm_backward_meta);
+  m.impl("batch_norm_statistics", convlab::batch_norm_statistics_meta);
+  m.impl("rms_norm", convlab::rms_norm_meta);
+  m.impl("rms_norm_backward", convlab::rms_norm_backward_meta);
   m.impl("max_pool", convlab::max_pool_meta);
   m.impl("adaptive_max_pool", convlab::adaptive_max_pool_meta);
   m.impl("max_pool_indices", convlab::max_pool_indices_meta);

@@ -187,6 +187,36 @@ def test_layer_norm(shape):
                 )
 
 
+@pytest.mark.parametrize("eps", [EPS, None])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rms_norm(shape, eps):
+    for dtype in DTYPES:
+        accumulation = torch.float64 if dtype == torch.float64 else torch.float32
+        exact_eps = torch.finfo(accumulation).eps if eps is None else eps
+        for count in range(1, len(shape)):
+            normalized = shape[-count:]
+            for weight in (normal(*normalized, dtype=dtype, seed=3), None):
+                compare(
+                    lambda x, w: ours.rms_norm(x, normalized, w, eps),  # noqa: B023
+                    lambda x, w: F.rms_norm(x, normalized, w, exact_eps),  # noqa: B023
+                    [sample(shape, dtype), weight],
+                    TOLERANCE[dtype],
+                )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_batch_norm_statistics(shape, format):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        input = FORMATS[format](sample(shape, dtype) + 100)
+        dims = [0, *range(2, len(shape))]
+        variance, mean = torch.var_mean(input.double(), dims, correction=0)
+        actual_mean, actual_variance = OPS.batch_norm_statistics(input)
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        assert_close(actual_mean, mean, tolerance, "mean")
+        assert_close(actual_variance, variance, tolerance * 10, "variance")
+
+
 def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
     """torch's own bfloat16 layer norm is several percent off here."""
     input, grad = sample((4096, 48), torch.bfloat16), normal(4096, 48, dtype=torch.bfloat16, seed=1)
@@ -275,6 +305,7 @@ def test_empty(shape):
         assert ours.group_norm(input, 1).shape == shape
         assert ours.instance_norm(input).shape == shape
     assert ours.layer_norm(input, shape[-1:]).shape == shape
+    assert ours.rms_norm(input, shape[-1:]).shape == shape
 
 
 def test_views():
@@ -313,6 +344,7 @@ def test_same_bits_for_every_number_of_threads():
     calls.append(lambda: OPS.layer_norm(rows, weight, None, [200], 1e-5))
     mean, variance = rows[:, 0], rows[:, 0].abs() + 1
     calls.append(lambda: OPS.layer_norm_backward(grad, rows, weight, weight, mean, variance, [200], 1e-5))
+    calls.append(lambda: OPS.rms_norm_backward(grad, rows, weight, variance, [200], 1e-5))
     threads = torch.get_num_threads()
     try:
         results = []
@@ -367,7 +399,8 @@ def test_batch_norm_layer_over_steps(spatial, affine, tracks, momentum):
 
 @pytest.mark.parametrize("name,arguments,shape", [
     ("InstanceNorm1d", (6,), (3, 6, 5)), ("InstanceNorm2d", (6,), (6, 4, 5)), ("InstanceNorm3d", (6,), (2, 6, 2, 3, 4)),
-    ("GroupNorm", (3, 6), (2, 6, 4)), ("LayerNorm", ((4, 5),), (3, 4, 5)), ("BatchNorm1d", (6,), (5, 6)),
+    ("GroupNorm", (3, 6), (2, 6, 4)), ("LayerNorm", ((4, 5),), (3, 4, 5)), ("RMSNorm", (5,), (3, 4, 5)),
+    ("BatchNorm1d", (6,), (5, 6)),
 ])  # fmt: skip
 def test_layer(name, arguments, shape):
     options = {"affine": True, "track_running_stats": True} if name.startswith("Instance") else {}
@@ -428,6 +461,10 @@ ERRORS = {
     "layer none": (lambda f: f.layer_norm(x2, []), "at least 1-dimensional"),
     "layer weight": (lambda f: f.layer_norm(x2, [4], torch.ones(3)), "weight of shape \\[3\\]"),
     "layer int": (lambda f: f.layer_norm(x2, 4), "must be tuple of ints"),
+    "rms shape": (lambda f: f.rms_norm(x2, [5]), INPUT_SHAPE),
+    "rms weight": (lambda f: f.rms_norm(x2, [4], torch.ones(3)), "weight of shape \\[3\\]"),
+    "rms int": (lambda f: f.rms_norm(x2, 4), "must be tuple of ints"),
+    "rms integers": (lambda f: f.rms_norm(x2.long(), [4]), "not implemented for 'Long'"),
     "layer integers": (lambda f: f.layer_norm(x2.long(), [4]), "not implemented for 'Long'"),
 }
 

@@ -39,6 +39,8 @@ def derivative_cases():
     yield "group_norm of vectors", lambda x, w: ours.group_norm(x, 2, w), [leaf(3, 6), leaf(6)]
     yield "instance_norm", lambda x, w, b: ours.instance_norm(x, None, None, w, b), [x, w, b]
     yield "layer_norm", lambda x, w, b: ours.layer_norm(x, (4, 3), w, b), [x, leaf(4, 3), leaf(4, 3, seed=8)]
+    yield "rms_norm", lambda x, w: ours.rms_norm(x, (4, 3), w), [x, leaf(4, 3)]
+    yield "rms_norm without weight", lambda x: ours.rms_norm(x, (3,), eps=0.1), [x]
     yield "layer_norm without bias", lambda x, w: ours.layer_norm(x, (3,), w), [x, leaf(3)]
     yield "layer_norm without affine", lambda x: ours.layer_norm(x, (3,)), [x]
 
@@ -49,7 +51,7 @@ DERIVATIVES = {name: (function, leaves) for name, function, leaves in derivative
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_derivatives(name):
     function, leaves = DERIVATIVES[name]
-    full = name in ("batch_norm_add_relu train", "group_norm", "layer_norm")
+    full = name in ("batch_norm_add_relu train", "group_norm", "layer_norm", "rms_norm")
     assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=full, check_batched_forward_grad=full)
     assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
 
@@ -105,6 +107,9 @@ def opcheck_cases():
     yield "group_norm", OPS.group_norm, (x, w, w, 2, eps)
     yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, means, variances, 2, eps)
     means, variances = torch.zeros(6, 1), torch.ones(6, 1)
+    yield "batch_norm_statistics", OPS.batch_norm_statistics, (last.detach(),)
+    yield "rms_norm", OPS.rms_norm, (rows, rows[0].detach(), [5], eps)
+    yield "rms_norm_backward", OPS.rms_norm_backward, (rows.detach(), rows, None, variances, [5], eps)
     yield "layer_norm", OPS.layer_norm, (rows, None, None, [5], eps)
     yield "layer_norm_backward", OPS.layer_norm_backward, (rows.detach(), rows, None, None, means, variances, [5], eps)
 
@@ -122,7 +127,7 @@ def test_opcheck(name):
 def test_compile():
     model = torch.nn.Sequential(
         layers.BatchNorm2d(4), layers.BatchNormReLU2d(4), layers.GroupNorm(2, 4), layers.InstanceNorm2d(4, affine=True),
-        layers.LayerNorm(5), layers.ConvBNReLU2d(4, 4, 3), layers.Linear(5, 3),
+        layers.LayerNorm(5), layers.ConvBNReLU2d(4, 4, 3), layers.RMSNorm(5), layers.Linear(5, 3),
     )  # fmt: skip
     twin = copy.deepcopy(model)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")

@@ -132,6 +132,7 @@ struct Moments {
     count = merged;
   }
   double variance() const { return squares / count; }
+  double mean_of_squares() const { return squares / count + mean * mean; }
 };
 
 constexpr int64_t kBlockElements = 4096;  // 16 KiB of float: chains stay short and the block stays in cache

@@ -9,14 +9,14 @@ namespace convlab::cpu::CONVLAB_ISA {
 template <class T>
 NormPlan<T> norm_forward(const NormArguments<T>& a) {
   if (a.layout == Layout::channels_last) return NormColumns<T>::forward(a);
-  if (a.rows() == 1 && a.channels_per_group > 1) return NormRows<T>::forward(a);
+  if (a.rows() == 1 && (a.channels_per_group > 1 || !a.centered)) return NormRows<T>::forward(a);
   return NormRuns<T>::forward(a);
 }
 
 template <class T>
 NormPlan<T> norm_backward(const NormArguments<T>& a) {
   if (a.layout == Layout::channels_last) return NormColumns<T>::backward(a);
-  if (a.rows() == 1 && a.channels_per_group > 1) return NormRows<T>::backward(a);
+  if (a.rows() == 1 && (a.channels_per_group > 1 || !a.centered)) return NormRows<T>::backward(a);
   return NormRuns<T>::backward(a);
 }
 

@@ -46,7 +46,7 @@ struct NormColumns {
     } else {
       plan.add(scales, a.samples * a.groups, a.channels_per_group);
     }
-    plan.add(forward_blocks, a.samples * w.blocks, w.block_rows * a.channels());
+    if (a.output) plan.add(forward_blocks, a.samples * w.blocks, w.block_rows * a.channels());
     return plan;
   }
 

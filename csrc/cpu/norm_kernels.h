@@ -9,6 +9,7 @@
 //   group norm          N        1       G                   C/G       S
 //   instance norm       N        1       C                     1       S
 //   layer norm       rows        1       1                 D = C       1
+//   RMS norm         rows        1       1                 D = C       1    (not shifted: divided by sqrt(mean(x^2)))
 //
 // The input is samples x repeats x (groups x channels_per_group) x pixels in channels_first order, and
 // samples x repeats x pixels x (groups x channels_per_group) in channels_last order; statistics are taken over
@@ -30,12 +31,13 @@ struct NormArguments {
   Layout layout = Layout::channels_first;
   bool relu = false;       // output = relu(normalized + residual)
   bool statistics = true;  // mean and variance are those of the input, else given constants (running averages)
+  bool centered = true;    // false: RMS norm, whose mean is null and whose variance is the mean of squares
   double eps = 0;
 
   const T* input = nullptr;
   const T* residual = nullptr;     // may be null
   const T* grad_output = nullptr;  // backward
-  T* output = nullptr;             // the gradient of the input in backward
+  T* output = nullptr;             // the gradient of the input in backward; null in forward: statistics alone
   T* grad_residual = nullptr;      // may be null
   const A* weight = nullptr;       // one per channel; null stands for ones
   const A* bias = nullptr;         // one per channel; null stands for zeros

@@ -1,5 +1,5 @@
-// Normalization of groups that are one contiguous row with a weight and a bias per element: layer norm, and group
-// norm of N x C.
+// Normalization of groups that are one contiguous row with a weight and a bias per element: layer norm, RMS norm, and
+// group norm of N x C.
 //
 // Idea: a row stays in cache between its statistics and its output. The gradients of weight and bias are summed over
 // blocks of rows whose size depends on the geometry alone, and the blocks merged in double in a fixed order.
@@ -43,9 +43,10 @@ struct NormRows {
         const T* x = a.input + group * length;
         T* y = a.output + group * length;
         const Moments moments = moments_of_runs(x, 1, 0, length);
-        a.mean[group] = static_cast<A>(moments.mean);
-        a.variance[group] = static_cast<A>(moments.variance());
-        const vec<A> mean = broadcast(a.mean[group]), r = broadcast(inverse_deviation(a, a.variance[group]));
+        if (a.centered) a.mean[group] = static_cast<A>(moments.mean);
+        a.variance[group] = static_cast<A>(a.centered ? moments.variance() : moments.mean_of_squares());
+        const vec<A> mean = broadcast(a.centered ? a.mean[group] : A(0)),
+                     r = broadcast(inverse_deviation(a, a.variance[group]));
         for_each_vector<A>(length, [&](int64_t i, auto part) {
           vec<A> value = (load(x + i, part) - mean) * r;
           if (weighted.value) value *= load(a.weight + first + i, part);
@@ -71,7 +72,8 @@ struct NormRows {
     });
   }
 
-  // dx = r * (G - M(G) - x^ * M(G x^)) with G = weight * gradient, x^ = (x - mean) * r, M the mean over the row.
+  // dx = r * (G - M(G) - x^ * M(G x^)) with G = weight * gradient, x^ = (x - mean) * r, M the mean over the row;
+  // without M(G) if the row is not centered.
   template <bool Weighted, bool Summed>
   static void backward_row(const Arguments& a, int64_t group, int64_t first, A* weight_sums, A* bias_sums) {
     const int64_t length = a.channels_per_group;
@@ -79,7 +81,7 @@ struct NormRows {
     const T* grad = a.grad_output + group * length;
     T* dx = a.output + group * length;
     const A deviation = inverse_deviation(a, a.variance[group]);
-    const vec<A> mean = broadcast(a.mean[group]), r = broadcast(deviation);
+    const vec<A> mean = broadcast(a.centered ? a.mean[group] : A(0)), r = broadcast(deviation);
     vec<A> sum[kChains] = {}, products[kChains] = {};
     double total = 0, total_products = 0;
     for (int64_t start = 0; start < length; start += kBlockElements) {
@@ -99,7 +101,7 @@ struct NormRows {
       CONVLAB_UNROLL for (int chain = 0; chain < kChains; ++chain) sum[chain] = products[chain] = vec<A>{};
     }
     const double scale = -static_cast<double>(deviation) / static_cast<double>(length);
-    const vec<A> constant = broadcast(static_cast<A>(scale * total));
+    const vec<A> constant = broadcast(static_cast<A>(a.centered ? scale * total : 0));
     const vec<A> slope = broadcast(static_cast<A>(scale * total_products));
     for_each_vector<A>(length, [&](int64_t i, auto part) {
       const vec<A> g = load(grad + i, part), unit = (load(x + i, part) - mean) * r;

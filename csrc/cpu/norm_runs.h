@@ -68,7 +68,7 @@ struct NormRuns {
       a.mean[group] = static_cast<A>(moments.mean);
       a.variance[group] = static_cast<A>(moments.variance());
     }
-    for (int64_t c = first; c < first + a.channels_per_group; ++c)
+    for (int64_t c = first; a.output && c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
         normalize<Relu, Residual, Streams>(a, channel(a, group, c), offset(a, sample, c) + repeat * repeat_stride(a));
   }

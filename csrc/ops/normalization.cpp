@@ -60,7 +60,7 @@ NormGradients empty_gradients(const Tensor& input, Tensor grad_input, const Opti
 struct Problem {
   int64_t samples = 1, repeats = 1, groups = 1, channels_per_group = 1, pixels = 1;
   Layout layout = Layout::channels_first;
-  bool relu = false, statistics = true;
+  bool relu = false, statistics = true, centered = true;
   double eps = 0;
 
   int64_t elements() const { return samples * repeats * groups * channels_per_group * pixels; }
@@ -143,15 +143,16 @@ void run_on_cpu(const Problem& problem, const Tensors& tensors, Direction direct
   a.layout = problem.layout;
   a.relu = problem.relu;
   a.statistics = problem.statistics;
+  a.centered = problem.centered;
   a.eps = problem.eps;
   a.input = const_data<T>(tensors.input);
   a.residual = tensors.residual.defined() ? const_data<T>(tensors.residual) : nullptr;
   a.grad_output = tensors.grad_output.defined() ? const_data<T>(tensors.grad_output) : nullptr;
-  a.output = mutable_data<T>(tensors.output);
+  a.output = data_or_null<T>(tensors.output);
   a.grad_residual = data_or_null<T>(tensors.grad_residual);
   a.weight = tensors.weight.defined() ? const_data<A>(tensors.weight) : nullptr;
   a.bias = tensors.bias.defined() ? const_data<A>(tensors.bias) : nullptr;
-  a.mean = const_cast<A*>(const_data<A>(tensors.mean));
+  a.mean = tensors.mean.defined() ? const_cast<A*>(const_data<A>(tensors.mean)) : nullptr;
   a.variance = const_cast<A*>(const_data<A>(tensors.variance));
   a.grad_weight = data_or_null<A>(tensors.grad_weight);
   a.grad_bias = data_or_null<A>(tensors.grad_bias);
@@ -176,7 +177,7 @@ void run(const Problem& problem, Tensors tensors, Direction direction) {
     clear(tensors.grad_weight), clear(tensors.grad_bias);
     return;
   }
-  const Tensor& like = tensors.output;
+  const Tensor like = tensors.output.defined() ? tensors.output : tensors.input;
   tensors.input = ordered_as(tensors.input, like);
   if (tensors.residual.defined()) tensors.residual = ordered_as(tensors.residual, like);
   if (tensors.grad_output.defined()) tensors.grad_output = ordered_as(tensors.grad_output, like);
@@ -208,7 +209,7 @@ Tensors backward_tensors(const Tensor& grad_output, const Tensor& input, const O
                          const OptionalTensor& residual, const NormGradients& gradients) {
   Tensors tensors = forward_tensors(input, weight, bias, residual);
   tensors.grad_output = grad_output;
-  tensors.mean = accumulated(mean, input);
+  if (mean.defined()) tensors.mean = accumulated(mean, input);
   tensors.variance = accumulated(variance, input);
   std::tie(tensors.output, tensors.grad_weight, tensors.grad_bias, tensors.grad_residual) = gradients;
   return tensors;
@@ -241,6 +242,21 @@ NormResult batch_norm_train(const Tensor& input, const OptionalTensor& weight, c
   Tensors tensors = forward_tensors(input, weight, bias, residual);
   std::tie(tensors.output, tensors.mean, tensors.variance) = result;
   run(batch_norm_problem(input, relu, true, eps), tensors, Direction::forward);
+  return result;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_statistics_meta(const Tensor& input) {
+  check_batch_norm(input, std::nullopt, std::nullopt, std::nullopt);
+  const SymInt size[] = {input.sym_size(1)};
+  return {empty_statistics(input, size), empty_statistics(input, size)};
+}
+
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
+  const auto result = batch_norm_statistics_meta(input);
+  Tensors tensors;
+  tensors.input = input;
+  std::tie(tensors.mean, tensors.variance) = result;
+  run(batch_norm_problem(input, false, true, 0), tensors, Direction::forward);
   return result;
 }
 
@@ -348,6 +364,49 @@ NormResult layer_norm_backward(const Tensor& grad_output, const Tensor& input, c
   const auto gradients = std::tuple_cat(result, std::make_tuple(Tensor()));
   run(layer_norm_problem(input, normalized_shape.size(), eps),
       backward_tensors(grad_output, input, weight, bias, mean, variance, std::nullopt, gradients), Direction::backward);
+  return result;
+}
+
+// ---- RMS norm: layer norm that does not center.
+
+std::tuple<Tensor, Tensor> rms_norm_meta(const Tensor& input, const OptionalTensor& weight,
+                                         SymIntArrayRef normalized_shape, double) {
+  check_layer_norm(input, weight, std::nullopt, normalized_shape);
+  const NormResult result = layer_norm_outputs(input, normalized_shape.size());
+  return {std::get<0>(result), std::get<2>(result)};
+}
+
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& input, const OptionalTensor& weight, at::IntArrayRef normalized_shape,
+                                    double eps) {
+  const auto result = rms_norm_meta(input, weight, c10::fromIntArrayRefSlow(normalized_shape), eps);
+  Tensors tensors = forward_tensors(input.contiguous(), weight, std::nullopt, std::nullopt);
+  std::tie(tensors.output, tensors.variance) = result;
+  Problem problem = layer_norm_problem(input, normalized_shape.size(), eps);
+  problem.centered = false;
+  run(problem, tensors, Direction::forward);
+  return result;
+}
+
+std::tuple<Tensor, Tensor> rms_norm_backward_meta(const Tensor& grad_output, const Tensor& input,
+                                                  const OptionalTensor& weight, const Tensor& mean_square,
+                                                  SymIntArrayRef normalized_shape, double) {
+  check_layer_norm(input, weight, std::nullopt, normalized_shape);
+  check_twin("grad_output", grad_output, input);
+  check_vector("mean_square", mean_square, input, rows_of(input, normalized_shape.size()));
+  return {at::empty_like(input, input.options(), at::MemoryFormat::Contiguous), empty_gradient(weight, input)};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                             const OptionalTensor& weight, const Tensor& mean_square,
+                                             at::IntArrayRef normalized_shape, double eps) {
+  const auto result =
+      rms_norm_backward_meta(grad_output, input, weight, mean_square, c10::fromIntArrayRefSlow(normalized_shape), eps);
+  const NormGradients gradients = {std::get<0>(result), std::get<1>(result), Tensor(), Tensor()};
+  Problem problem = layer_norm_problem(input, normalized_shape.size(), eps);
+  problem.centered = false;
+  run(problem,
+      backward_tensors(grad_output, input, weight, std::nullopt, Tensor(), mean_square, std::nullopt, gradients),
+      Direction::backward);
   return result;
 }
 

@@ -15,6 +15,10 @@ NormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weigh
 NormResult batch_norm_train_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                  const OptionalTensor& residual, bool relu, double eps);
 
+// Mean and biased variance of every channel; zeros for an empty batch.
+std::tuple<at::Tensor, at::Tensor> batch_norm_statistics(const at::Tensor& input);
+std::tuple<at::Tensor, at::Tensor> batch_norm_statistics_meta(const at::Tensor& input);
+
 at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                            const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual,
                            bool relu, double eps);
@@ -53,5 +57,18 @@ NormResult layer_norm_backward(const at::Tensor& grad_output, const at::Tensor& 
 NormResult layer_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
                                     const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
                                     const at::Tensor& variance, c10::SymIntArrayRef normalized_shape, double eps);
+
+// Results are the output and the mean of squares, the latter of the input's size with ones for normalized_shape.
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& input, const OptionalTensor& weight,
+                                            at::IntArrayRef normalized_shape, double eps);
+std::tuple<at::Tensor, at::Tensor> rms_norm_meta(const at::Tensor& input, const OptionalTensor& weight,
+                                                 c10::SymIntArrayRef normalized_shape, double eps);
+
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                     const OptionalTensor& weight, const at::Tensor& mean_square,
+                                                     at::IntArrayRef normalized_shape, double eps);
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                                          const OptionalTensor& weight, const at::Tensor& mean_square,
+                                                          c10::SymIntArrayRef normalized_shape, double eps);
 
 }  // namespace convlab

@@ -46,6 +46,7 @@ from .pooling import (
     max_pool_gather,
     max_pool_indices,
 )
+from .rms_norm import RMSNorm, RMSNormBackward, rms_norm, rms_norm_backward
 
 __all__ = [
     "AdaptiveAvgPool",
@@ -67,6 +68,8 @@ __all__ = [
     "MaxPoolBackward",
     "MaxPoolGather",
     "MaxPoolIndices",
+    "RMSNorm",
+    "RMSNormBackward",
     "adaptive_avg_pool",
     "adaptive_avg_pool_backward",
     "adaptive_max_pool",
@@ -86,4 +89,6 @@ __all__ = [
     "max_pool_backward",
     "max_pool_gather",
     "max_pool_indices",
+    "rms_norm",
+    "rms_norm_backward",
 ]

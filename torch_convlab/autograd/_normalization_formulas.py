@@ -8,7 +8,8 @@ With mean ``m``, ``r = 1/sqrt(variance + eps)``, ``n(x) = (x - m) * r`` and ``M`
 
     P(u) = u - M(u) - n(x) * M(u * n(x))        (P(u) = u if the statistics are constants)
 
-which is its own adjoint. The normalization ``y = n(x) * w + b`` then has
+which is its own adjoint. RMS norm does not center: its m is 0, its variance ``M(x^2)``, and P goes without
+``M(u)``. The normalization ``y = n(x) * w + b`` then has
 
     tangent    ty = w * r * P(tx) + tw * n(x) + tb
     gradients  dx = r * P(w * dy),  dw = sum(dy * n(x)),  db = sum(dy)
@@ -23,9 +24,17 @@ from torch import Tensor
 class Normalization:
     """``n(x)`` of one input, and the operators `P` and `M` there."""
 
-    def __init__(self, input: Tensor, dims: list[int], eps: float, statistics: tuple[Tensor, Tensor] | None = None):
-        self.dims, self.constant = dims, statistics is not None
-        variance, mean = torch.var_mean(input, dims, correction=0, keepdim=True) if statistics is None else statistics
+    def __init__(
+        self, input: Tensor, dims: list[int], eps: float, statistics: tuple[Tensor, Tensor] | None = None,
+        centered: bool = True,
+    ):  # fmt: skip
+        self.dims, self.constant, self.centered = dims, statistics is not None, centered
+        if not centered:
+            variance, mean = input.square().mean(dims, keepdim=True), 0
+        elif statistics is None:
+            variance, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
+        else:
+            variance, mean = statistics
         self.r = torch.rsqrt(variance + eps)
         self.unit = (input - mean) * self.r
 
@@ -33,7 +42,9 @@ class Normalization:
         return value.mean(self.dims, keepdim=True)
 
     def P(self, value: Tensor) -> Tensor:
-        return value if self.constant else value - self.M(value) - self.unit * self.M(value * self.unit)
+        if self.constant:
+            return value
+        return (value - self.M(value) if self.centered else value) - self.unit * self.M(value * self.unit)
 
     def forward_tangent(self, weight, input_tangent, weight_tangent, bias_tangent) -> Tensor:
         """``w * r * P(tx) + tw * n(x) + tb``; absent tangents are None, an absent weight is 1."""

@@ -20,6 +20,7 @@ from .normalization import (
     group_norm,
     instance_norm,
     layer_norm,
+    rms_norm,
 )
 from .pooling import (
     adaptive_avg_pool1d,
@@ -76,4 +77,5 @@ __all__ = [
     "max_pool3d",
     "max_pool3d_with_indices",
     "pack_weight",
+    "rms_norm",
 ]

@@ -134,6 +134,29 @@ def layer_norm(
     return ops.layer_norm(input, weight, bias, list(normalized_shape), float(eps))[0]
 
 
+def rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None,
+) -> Tensor:  # fmt: skip
+    """RMS normalization, as `torch.nn.functional.rms_norm`: ``input / sqrt(mean(input^2) + eps) * weight``.
+
+    Args:
+        input: ``* x normalized_shape``; the mean is over the trailing `normalized_shape`.
+        weight: of `normalized_shape`, in the input's type or float32 for 16-bit inputs, or None.
+        eps: None stands for the machine epsilon of the type that is computed in (float32 for 16-bit inputs).
+
+    Returns:
+        Contiguous, in the input's type.
+
+    Raises:
+        RuntimeError: sizes or types that do not fit. TypeError: `normalized_shape` is not a sequence.
+    """
+    if isinstance(normalized_shape, int):
+        raise TypeError("rms_norm(): argument 'normalized_shape' (position 2) must be tuple of ints, not int")
+    if eps is None:
+        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+    return ops.rms_norm(input, weight, list(normalized_shape), float(eps))[0]
+
+
 def _product(sizes) -> int:
     product = 1
     for size in sizes:
