@@ -9,6 +9,7 @@
 
 #include "algorithm_choice.h"
 #include "algorithms.h"
+#include "cpu/conv_kernels.h"
 #include "cpu/dispatch.h"
 #include "cuda/device.h"
 #include "geometry.h"
@@ -94,6 +95,25 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
       },
       py::arg("geometry"), py::arg("pass"), py::arg("dtype"));
+  m.def(
+      "workspace",
+      [](const ConvGeometry& geometry, Pass pass, const std::string& algorithm, bool channels_last, int threads) {
+        cpu::ConvArguments<float> arguments;
+        arguments.geometry = geometry;
+        arguments.pass = pass;
+        arguments.layout = channels_last ? Layout::channels_last : Layout::channels_first;
+        arguments.weight_stride_channel = channels_last ? 1 : geometry.taps();
+        arguments.weight_stride_tap = channels_last ? geometry.in_channels_per_group() : 1;
+        arguments.threads = threads;
+        for (int index = 0; index < kAlgorithms; ++index)
+          if (algorithm == algorithm_name(static_cast<Algorithm>(index))) {
+            const cpu::ConvPlan plan = cpu::conv_kernels<float>().algorithm[index].plan(arguments);
+            return py::make_tuple(plan.shared_bytes, plan.scratch_bytes);
+          }
+        throw py::value_error("unknown algorithm: " + algorithm);
+      },
+      "Bytes that a float32 convolution on the CPU borrows while it runs: shared, and per thread.", py::arg("geometry"),
+      py::arg("pass"), py::arg("algorithm"), py::arg("channels_last"), py::arg("threads"));
   m.def("settings", [] {
     const Settings& now = settings();
     return py::make_tuple(now.algorithm < 0 ? "auto" : algorithm_name(static_cast<Algorithm>(now.algorithm)),

@@ -9,7 +9,15 @@ import sys
 
 # Each verb is a module of torch_convlab.lab.commands (with _ for -): `add_arguments(parser)`, `run(arguments)`.
 VERBS = {
+    "info": "how this library was built, and what machine it runs on",
+    "doctor": "what is missing or in the way, and how to mend it",
     "summary": "sizes, parameters, multiply-adds, bytes and receptive field of every layer of a model",
+    "explain": "which algorithm computes each convolution and why: refusals, costs, workspace, bound, time",
+    "tune": "measure all algorithms for every convolution of a model and write the cache of choices",
+    "bench": "this library against torch in both memory formats, by layer and in total",
+    "verify": "outputs, gradients and running statistics against torch.nn and float64",
+    "roofline": "every layer against the measured peak and bandwidth of this machine",
+    "advise": "the lecture's devils in the details, looked for in a model",
     "demo": "train LeNet-5 on real digits, verify and time a converted ResNet-50, write report.html",
     "gradients": "the products that the gradient of one weight, and of one input, of a convolution sum over",
     "graph": "the computational graph of a model: forward, backward, saved tensors, bytes",

@@ -10,7 +10,16 @@ import importlib
 
 # Function -> module that holds it; imported on first use. No module may be called like a function.
 _FUNCTIONS: dict[str, str] = {
+    "info": "environment",
+    "doctor": "environment",
     "summary": "layers",
+    "explain": "choices",
+    "explain_layer": "choices",
+    "tune": "tuning",
+    "bench": "benchmark",
+    "verify": "verification",
+    "roofline": "ceilings",
+    "advise": "advice",
     "gradients": "gradient_sums",
     "graph": "computational_graph",
     "normalize": "shared_statistics",

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich import box
@@ -27,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from .. import models
-from .errors import LabError
+from .errors import LabError, check_writable  # noqa: F401 - for the verbs
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": models.LeNet5,
@@ -138,20 +137,6 @@ def one_line(error: BaseException) -> str:
     """Type and first line of an exception."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def check_writable(path: Path) -> Path:
-    """Raises LabError if a file cannot be written there; makes missing folders. Call it before long work."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise LabError(f"cannot write {path}: {error.strerror}") from error
-    return path
 
 
 def by(sizes: Iterable[int]) -> str:

@@ -83,7 +83,7 @@ def summary(model: nn.Module, shape: tuple[int, ...], name: str = "model") -> Su
                 step.weight_size,
                 sum(sizes[name] for name in new),
                 multiply_adds(step),
-                _traffic(step, sizes),
+                traffic(step, program),
                 saved[step.node],
                 saved_torch[step.node],
                 *_spell(fields[step.node]),
@@ -125,15 +125,15 @@ def _on_meta(value):
     return type(value)(map(_on_meta, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _traffic(step: Step, sizes: dict[str, int]) -> int:
+def traffic(step: Step, program: Program) -> int:
+    """Bytes read and written if every tensor passes once; none for views."""
     if step.operation in _VIEWS:
         return 0
-    tensors = [step.output]
+    tensors = [step.output, *(program.exported.state_dict[name] for name in step.parameters)]
     for source in step.reads:
         value = source.meta["val"]
         tensors.append(value[0] if isinstance(value, (tuple, list)) else value)
-    own = sum(sizes[name] for name in step.parameters)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + own * step.output.element_size()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def saved_bytes(program: Program, table: dict) -> dict[fx.Node, int]:

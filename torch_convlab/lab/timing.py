@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from ..convert import convert, revert
 
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+def formats(dimensions: int) -> dict[str, torch.memory_format]:
+    """The memory formats of a tensor of so many dimensions, by name."""
+    if dimensions == 4:
+        return {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+    if dimensions == 5:
+        return {"NCDHW": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
+    return {"contiguous": torch.contiguous_format}
+
+
+FORMATS = formats(4)
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,11 @@ def time_model(
     The model is copied for every contestant; the first call of each is not counted.
     """
     contestants = {}
-    for format_name, memory_format in FORMATS.items():
+    for format_name, memory_format in formats(inputs.dim()).items():
         for owner, change in (("ours", convert), ("torch", revert)):
-            twin = change(copy.deepcopy(model)).to(memory_format=memory_format)
+            twin = change(copy.deepcopy(model))
+            if memory_format is not torch.contiguous_format:
+                twin = twin.to(memory_format=memory_format)
             contestants[f"{owner} {format_name}"] = twin, inputs.to(memory_format=memory_format)
     tasks = {"inference": _inference, "training step": _training_step}
     timings = []
