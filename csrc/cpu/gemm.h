@@ -52,7 +52,8 @@ void multiply_tile(const TileProduct<A>& t) {
         pin(column[v]);
       }
       CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
-        const vec<A> element = broadcast(row[r][d * Step]);
+        vec<A> element = broadcast(row[r][d * Step]);
+        pin(element);
         CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(element, column[v], sum[r][v]);
       }
     }

@@ -27,7 +27,7 @@ constexpr int lanes = CONVLAB_VECTOR_BYTES / static_cast<int>(sizeof(A));
 
 template <class A>
 CONVLAB_INLINE vec<A> broadcast(A value) {
-  return vec<A>{} + value;
+  return value - vec<A>{};  // exact for every value, so the compiler drops it; adding to zero would not be
 }
 
 // Keeps a loaded vector in a register: gcc 12 otherwise folds the load into every instruction that uses it.
