@@ -26,6 +26,10 @@ class GemmChannelsLast {
     const ConvGeometry& g = t_.geometry;
     copies_patches_ = is_reduced<T> || (t_.read_channels < kShortSegment && g.taps() > 1);
     merged_ = copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
+    // Pixels that follow each other in memory and are read once: the next tile's are fetched during this one.
+    const AxisPhase& line = t_.phase(0).axis[2];
+    streams_ = g.taps() == 1 && g.groups == 1 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
+               t_.read_channels >= kStreamed;
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
     block_rows_ = divide_up(rows, row_blocks_);
@@ -102,6 +106,7 @@ class GemmChannelsLast {
 
  private:
   static constexpr int64_t kBlockRows = 60;     // pixels of a task: a panel is used 10 times once it is in L2
+  static constexpr int64_t kStreamed = 64;      // channels from which the hardware loses track of a tile's rows
   static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
   static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
 
@@ -269,6 +274,8 @@ class GemmChannelsLast {
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
           product.rows = s.rows + first * count + segment * height;
+          if constexpr (!is_reduced<T>)
+            product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;
           for (int64_t r = 0; r < height; ++r) {
             s.tile_outputs[r] = s.staged + (first + r) * kPanel<A>;
             if constexpr (!is_reduced<T>)
@@ -284,7 +291,7 @@ class GemmChannelsLast {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool copies_patches_, merged_;
+  bool copies_patches_, merged_, streams_;
   int64_t row_blocks_, block_rows_, panels_, column_blocks_, block_panels_, group_weights_, patch_stride_;
 };
 

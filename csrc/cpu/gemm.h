@@ -29,9 +29,10 @@ struct TileProduct {
   int64_t panel_offset = 0;     // added to every panel pointer
   A* const* outputs = nullptr;  // [rows of the tile]
   int64_t output_offset = 0;
-  bool accumulate = false;                // add to the outputs instead of overwriting them
-  const A* column_start = nullptr;        // added once per column, or null
-  const A* row_start = nullptr;           // added once per row, or null
+  bool accumulate = false;          // add to the outputs instead of overwriting them
+  const A* column_start = nullptr;  // added once per column, or null
+  const A* row_start = nullptr;     // added once per row, or null
+  const A* ahead = nullptr;         // memory that is wanted soon: one cache line of it is fetched per step of depth
   const Epilogue<A>* epilogue = nullptr;  // if the outputs are the tensor itself and this is the last of their sums
 };
 
@@ -41,11 +42,16 @@ void multiply_tile(const TileProduct<A>& t) {
   vec<A> sum[Rows][Vectors];
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
   const A* const* rows = t.rows;
+  constexpr int64_t line = 64 / sizeof(A);
+  const A* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
+  const int64_t ahead_step = t.ahead ? line : 0;
   for (int64_t segment = 0; segment < t.segments; ++segment, rows += Rows) {
     const A* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
     const A* panel = t.panels[segment] + t.panel_offset;
     for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A>) {
+      __builtin_prefetch(ahead);
+      ahead += ahead_step;
       vec<A> column[Vectors];
       CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
         column[v] = load(panel + v * lanes<A>);
