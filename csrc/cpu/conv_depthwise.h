@@ -2,13 +2,57 @@
 //
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
 // lanes are channels: this file. Channels first, lanes are pixels of zero-padded planes: conv_depthwise_planes.h.
-// Cost: multiply_adds() at one load each, which for 3x3 is about what reading and writing the tensors costs.
+// Cost: multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors.
 #pragma once
 #include "conv_depthwise_planes.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// Forward and backward input on N(D)HWC: several neighbouring pixels of a line share each tap's weights.
+constexpr int kWindowPixels = CONVLAB_VECTOR_BYTES == 64 ? 8 : 4;  // 32 or 16 registers
+constexpr int kWindowTaps = CONVLAB_VECTOR_BYTES == 64 ? 7 : 5;
+
+// Which of a window's inputs exist.
+enum class Window { inside, border, partial };  // all; not every pixel; not every pixel nor every lane
+
+// Where a window reads: lines of pixels of `channels`, `left` of which are wanted.
+template <class T>
+struct WindowSource {
+  const T* line;
+  int64_t x;  // read by the window's first pixel through its first tap
+  int64_t size, channels, left;
+  const T* zeros;
+
+  template <Window Kind>
+  CONVLAB_INLINE vec<accumulate_t<T>> pixel(int64_t distance) const {
+    const int64_t at = x + distance;
+    const T* from = line + at * channels;
+    if (Kind != Window::inside) from = at >= 0 && at < size ? from : zeros;
+    return Kind == Window::partial ? load_partial(from, left) : load(from);
+  }
+};
+
+// kWindowPixels neighbouring outputs of a line += Taps neighbouring taps of one vector of channels: every input is
+// loaded once and meets all the taps it belongs to. Pixels are Step apart (0: `step`, for a single tap).
+template <int Step, int Taps, Window Kind, class T>
+CONVLAB_INLINE void add_window(const WindowSource<T>& s, int64_t step, const accumulate_t<T>* weights,
+                               int64_t weight_step, vec<accumulate_t<T>> (&sum)[kWindowPixels]) {
+  using A = accumulate_t<T>;
+  constexpr int distance = Step ? Step : 1;
+  static_assert(Step || Taps == 1);
+  vec<A> weight[Taps];
+  CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) weight[j] = load(weights + j * weight_step);
+  CONVLAB_UNROLL for (int q = 0; q < (kWindowPixels - 1) * distance + Taps; ++q) {
+    if (q % distance >= Taps) continue;
+    vec<A> value = s.template pixel<Kind>(Step ? q : q * step);
+    if constexpr (Taps > 1) pin(value);
+    CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) {
+      const int p = (q - j) / distance;
+      if (q >= j && (q - j) % distance == 0 && p < kWindowPixels) sum[p] = fma(value, weight[j], sum[p]);
+    }
+  }
+}
+
+// Forward and backward input on N(D)HWC: windows of neighbouring pixels of a line.
 template <class T>
 class DepthwiseChannelsLast {
  public:
@@ -52,6 +96,7 @@ class DepthwiseChannelsLast {
     PixelWalk pixel(phase, line * phase.axis[2].count);
     Carver carver(scratch);
     Scratch s = carve(carver);
+    std::fill(s.zeros, s.zeros + lanes<A>, T{});
     const T* image = t_.read + pixel.n * t_.read_pixels() * channels_;
     for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
       for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy) {
@@ -63,70 +108,142 @@ class DepthwiseChannelsLast {
                                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), 0) * pitch_;
       }
     T* target = t_.written + (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * channels_;
-
-    const AxisPhase& axis = phase.axis[2];
-    const int64_t size = t_.read_size[2];
-    int64_t begin = 0, end = axis.count;  // pixels all of whose taps lie inside the line
-    for (int64_t j = 0; j < axis.taps; ++j) {
-      const Inside inside(axis.offset(j), axis.read_step, axis.count, size);
-      begin = std::max(begin, inside.begin);
-      end = std::min(end, inside.end);
+    const AxisPhase axis = ascending(phase.axis[2]);
+    const Kernel inside = kernel<Window::inside>(axis), border = kernel<Window::border>(axis);
+    const Kernel partial = kernel<Window::partial>(axis);
+    const int64_t whole = channels_ / lanes<A> * lanes<A>;
+    // What the next line will read and write is fetched during this one, in even shares.
+    const AxisPhase rows = ascending(phase.axis[1]);
+    const int64_t below = pixel.y * rows.read_step + rows.offset(rows.taps - 1) + 1;
+    const bool more_read = below >= 0 && below < t_.read_size[1], more_written = pixel.y + 1 < rows.count;
+    s.steps = divide_up(axis.count, kWindowPixels) * std::max<int64_t>(1, channels_ / lanes<A>);
+    s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
+                   more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, s.steps};
+    s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ : 0),
+                      more_written ? axis.count * axis.step * channels_ : 0, s.steps};
+    s.step = 0;
+    for (int64_t x = 0; x < axis.count; x += kWindowPixels) {
+      const int64_t first = x * axis.read_step + axis.offset_first;
+      const int64_t last = first + (kWindowPixels - 1) * axis.read_step + (axis.taps - 1) * axis.offset_step;
+      const Kernel most = first >= 0 && last < t_.read_size[2] ? inside : border;
+      const int64_t pixels = std::min<int64_t>(kWindowPixels, axis.count - x);
+      T* to = target + x * axis.step * channels_;
+      (this->*most)({axis, first, pixels, 0, whole}, s, to);
+      if (whole < channels_) (this->*partial)({axis, first, pixels, whole, channels_}, s, to);
     }
-    end = std::max(begin, end);
-    for (int64_t x = 0; x < begin; ++x) pixels<1, true>(axis, x, s, target);
-    int64_t x = begin;
-    for (; x + kPixels <= end; x += kPixels) pixels<kPixels, false>(axis, x, s, target);
-    if (end - x >= 4) pixels<4, false>(axis, x, s, target), x += 4;
-    if (end - x >= 2) pixels<2, false>(axis, x, s, target), x += 2;
-    if (end - x >= 1) pixels<1, false>(axis, x, s, target), x += 1;
-    for (x = end; x < axis.count; ++x) pixels<1, true>(axis, x, s, target);
   }
 
  private:
-  static constexpr int kPixels = 8;
+  // Memory to fetch in equal shares.
+  struct Ahead {
+    const char* from = nullptr;
+    int64_t share = 0;
+    Ahead() = default;
+    Ahead(const T* from, int64_t elements, int64_t shares)
+        : from(reinterpret_cast<const char*>(from)),
+          share(round_up(divide_up(elements * static_cast<int64_t>(sizeof(T)), shares), 64)) {}
+    template <int Write>
+    CONVLAB_INLINE void fetch(int64_t index) const {
+      for (const char* p = from + index * share; p < from + (index + 1) * share; p += 64)
+        __builtin_prefetch(p, Write, 3);
+    }
+  };
 
   struct Scratch {
     const T** lines;    // read by the taps that lie inside the tensor
     const A** weights;  // of their first tap
-    int64_t count;
+    T* zeros;
+    int64_t count = 0;
+    int64_t steps = 0, step = 0;  // blocks of a line, and the current one
+    Ahead next_read, next_written;
   };
   Scratch carve(Carver& carver) const {
     const int64_t lines = t_.geometry.kernel[0] * t_.geometry.kernel[1];
-    return {carver.take<const T*>(lines), carver.take<const A*>(lines), 0};
+    Scratch s;
+    s.lines = carver.take<const T*>(lines);
+    s.weights = carver.take<const A*>(lines);
+    s.zeros = carver.take<T>(lanes<A>);
+    return s;
   }
 
-  // Count neighbouring pixels from x on, all channels.
-  template <int Count, bool Border>
-  void pixels(const AxisPhase& axis, int64_t x, const Scratch& s, T* target) const {
-    for (int64_t c = 0; c < channels_; c += lanes<A>)
-      if (c + lanes<A> <= channels_)
-        pixels_of_channels<Count, Border, true>(axis, x, c, s, target);
-      else
-        pixels_of_channels<Count, Border, false>(axis, x, c, s, target);
+  // The same taps, in the order of what they read.
+  static AxisPhase ascending(AxisPhase axis) {
+    if (axis.offset_step >= 0) return axis;
+    axis.offset_first = axis.offset(axis.taps - 1);
+    axis.tap_first = axis.tap(axis.taps - 1);
+    axis.offset_step = -axis.offset_step;
+    axis.tap_step = -axis.tap_step;
+    return axis;
   }
 
-  template <int Count, bool Border, bool Whole>
-  CONVLAB_INLINE void pixels_of_channels(const AxisPhase& axis, int64_t x, int64_t c, const Scratch& s,
-                                         T* target) const {
-    const vec<A> bias = load(static_cast<const A*>(arguments_.shared) + t_.geometry.taps() * pitch_ + c);
-    const int64_t left = channels_ - c, step = axis.read_step * channels_;
-    vec<A> sum[Count];
-    CONVLAB_UNROLL for (int p = 0; p < Count; ++p) sum[p] = bias;
-    for (int64_t i = 0; i < s.count; ++i)
-      for (int64_t j = 0; j < axis.taps; ++j) {
-        const int64_t at = x * axis.read_step + axis.offset(j);
-        if (Border && (at < 0 || at >= t_.read_size[2])) continue;
-        const T* source = s.lines[i] + at * channels_ + c;
-        const vec<A> weight = load(s.weights[i] + axis.tap(j) * pitch_ + c);
-        CONVLAB_UNROLL for (int p = 0; p < Count; ++p) sum[p] =
-            fma(Whole ? load(source + p * step) : load_partial(source + p * step, left), weight, sum[p]);
+  // `pixels` neighbouring pixels, of which the first reads `x` through the first tap, for a range of channels.
+  struct Block {
+    const AxisPhase& axis;
+    int64_t x, pixels, begin, end;
+  };
+  using Kernel = void (DepthwiseChannelsLast::*)(const Block& block, Scratch& s, T* to) const;
+
+  // The usual kernels have their taps unrolled.
+  template <Window Kind>
+  static Kernel kernel(const AxisPhase& axis) {
+    const int64_t taps = axis.offset_step == 1 || axis.taps == 1 ? axis.taps : 1;
+    if (axis.read_step == 2) {
+      if (taps == 5) return &DepthwiseChannelsLast::convolve<2, 5, Kind>;
+      return &DepthwiseChannelsLast::convolve<2, 1, Kind>;
+    }
+    if (axis.read_step == 1) {
+      if (taps == 1) return &DepthwiseChannelsLast::convolve<1, 1, Kind>;
+      if (taps == 2) return &DepthwiseChannelsLast::convolve<1, 2, Kind>;
+      if (taps == 3) return &DepthwiseChannelsLast::convolve<1, 3, Kind>;
+      if (taps == 4) return &DepthwiseChannelsLast::convolve<1, 4, Kind>;
+      if (taps % 5 == 0) return &DepthwiseChannelsLast::convolve<1, 5, Kind>;
+      if (taps >= 6) return &DepthwiseChannelsLast::convolve<1, kWindowTaps, Kind>;
+    }
+    return &DepthwiseChannelsLast::convolve<0, 1, Kind>;
+  }
+
+  // Taps at a time, the remaining ones singly.
+  template <int Step, int Taps, Window Kind>
+  void convolve(const Block& b, Scratch& s, T* to) const {
+    const A* bias = static_cast<const A*>(arguments_.shared) + t_.geometry.taps() * pitch_;
+    const AxisPhase axis = b.axis;
+    const Epilogue<T> epilogue = t_.epilogue;
+    const int64_t weight_step = axis.tap_step * pitch_, first_weight = axis.tap_first * pitch_, count = s.count;
+    const int64_t step = axis.step * channels_;
+    WindowSource<T> source{nullptr, 0, t_.read_size[2], channels_, 0, s.zeros};
+    for (int64_t c = b.begin; c < b.end; c += lanes<A>, ++s.step) {
+      s.next_read.template fetch<0>(s.step);
+      s.next_written.template fetch<1>(s.step);
+      vec<A> sum[kWindowPixels];
+      const vec<A> start = load(bias + c);
+      CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = start;
+      source.left = b.end - c;
+      for (int64_t i = 0; i < count; ++i) {
+        source.line = s.lines[i] + c;
+        source.x = b.x;
+        const A* weights = s.weights[i] + first_weight + c;
+        int64_t j = 0;
+        for (; j + Taps <= axis.taps; j += Taps, source.x += Taps * axis.offset_step, weights += Taps * weight_step)
+          add_window<Step, Taps, Kind>(source, axis.read_step, weights, weight_step, sum);
+        if constexpr (Taps > 4)
+          for (; j + 3 <= axis.taps; j += 3, source.x += 3 * axis.offset_step, weights += 3 * weight_step)
+            add_window<Step, 3, Kind>(source, axis.read_step, weights, weight_step, sum);
+        if constexpr (Taps > 1)
+          for (; j < axis.taps; ++j, source.x += axis.offset_step, weights += weight_step)
+            add_window<Step, 1, Kind>(source, axis.read_step, weights, weight_step, sum);
       }
-    CONVLAB_UNROLL for (int p = 0; p < Count; ++p) {
-      T* to = target + (x + p) * axis.step * channels_ + c;
-      if (Whole)
-        t_.epilogue.store(to, sum[p]);
-      else
-        t_.epilogue.store_partial(to, sum[p], left);
+      T* target = to + c;
+      if (Kind != Window::partial && b.pixels == kWindowPixels) {
+        CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) epilogue.store(target + p * step, sum[p]);
+        continue;
+      }
+      CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) {
+        if (p >= b.pixels) break;
+        if (Kind == Window::partial)
+          epilogue.store_partial(target + p * step, sum[p], source.left);
+        else
+          epilogue.store(target + p * step, sum[p]);
+      }
     }
   }
 
