@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -28,6 +28,10 @@ lint: $(READY) ## check style: ruff for Python, clang-format for C++
 
 bench: $(READY) ## time the kernels against torch's (BENCH="...": what to time)
 	$(BIN)/python bench/run.py $(BENCH)
+
+docs: $(READY) ## build the guides and the API reference as HTML into build/docs
+	$(BIN)/python -m pip install --quiet -e '.[docs]' --no-build-isolation
+	$(BIN)/python -m sphinx -q -b html docs build/docs
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info torch_convlab/*.so $(READY) .pytest_cache .ruff_cache .hypothesis

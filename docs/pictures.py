@@ -1,0 +1,135 @@
+"""Makes the pictures of these pages: `python docs/pictures.py`. Those of the report need chromium on the PATH."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot
+from matplotlib.patches import Rectangle
+
+from torch_convlab import functional as F
+from torch_convlab import lab, models
+from torch_convlab.lab.figure import INK, OURS, THEIRS, mark, number_grid, save, save_svg, style
+from torch_convlab.lab.gradient_sums import LECTURE_INPUT, LECTURE_KERNELS
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def naive():
+    """A patch of the input times the filter is one output."""
+    output = F.conv2d(torch.tensor([[LECTURE_INPUT]]).float(), torch.tensor([[LECTURE_KERNELS[0]]]).float())[0, 0]
+    figure, axes = pyplot.subplots(1, 3, figsize=(7, 2.6))
+    number_grid(axes[0], LECTURE_INPUT, "input")
+    mark(axes[0], 0, 1, 3, 3)
+    number_grid(axes[1], LECTURE_KERNELS[0], "filter")
+    number_grid(axes[2], output.tolist(), "output = sum of patch x filter")
+    mark(axes[2], 0, 1)
+    return figure
+
+
+def implicit_gemm():
+    """The patch matrix of the lecture's example: each row is what one output reads."""
+    patches = torch.nn.functional.unfold(torch.tensor([[LECTURE_INPUT]]).float(), 3)[0].T
+    where = torch.nn.functional.unfold(torch.arange(16.0).view(1, 1, 4, 4), 3)[0].T
+    figure, axes = pyplot.subplots(1, 3, figsize=(9, 3), width_ratios=(4, 9, 2.4))
+    number_grid(axes[0], LECTURE_INPUT, "input")
+    mark(axes[0], 1, 1)
+    number_grid(axes[1], patches.tolist(), "patch matrix: a row per output, a column per tap")
+    for row, column in (where == 5).nonzero().tolist():  # the marked input is in four rows
+        mark(axes[1], row, column)
+    filters = torch.tensor(LECTURE_KERNELS).view(2, 9).T
+    number_grid(axes[2], filters.tolist(), "filters")
+    return figure
+
+
+def winograd():
+    """Overlapping 6 x 6 tiles of the input make 4 x 4 tiles of the output; multiplications and error."""
+    figure, (tiles, counts, errors) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for line in range(13):
+        tiles.axhline(line, color=INK, linewidth=0.2), tiles.axvline(line, color=INK, linewidth=0.2)
+    tiles.add_patch(Rectangle((1, 1), 4, 4, color=OURS, alpha=0.45))
+    tiles.add_patch(Rectangle((5, 1), 4, 4, color=THEIRS, alpha=0.45))
+    for left, color in ((0, OURS), (4, THEIRS)):
+        tiles.add_patch(Rectangle((left, 0), 6, 6, fill=False, edgecolor=color, linewidth=2.5))
+    tiles.set(xlim=(0, 12), ylim=(7, 0), aspect="equal", title="6x6 tiles read for 4x4 tiles written")
+    tiles.axis("off")
+    counts.bar(["patches", "F(4x4, 3x3)"], [144, 36], color=[THEIRS, OURS])
+    counts.bar_label(counts.containers[0])
+    counts.set_title("multiplications per tile and channel pair")
+    torch.manual_seed(0)
+    channels = [8, 32, 128, 512]
+    measured = {"implicit_gemm": [], "winograd": [], "torch": []}
+    for c in channels:
+        x, w = torch.randn(1, c, 16, 16), torch.randn(16, c, 3, 3)
+        exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
+        for name, values in measured.items():
+            if name == "torch":
+                y = torch.nn.functional.conv2d(x, w, padding=1)
+            else:
+                y = F.conv2d(x, w, padding=1, algorithm=name)
+            values.append(((y - exact).abs().max() / exact.abs().max()).item())
+    for (name, values), color in zip(measured.items(), ("#2b8a3e", OURS, THEIRS)):
+        errors.loglog(channels, values, "o-", color=color, label=name)
+    errors.set(xlabel="channels", title="float32 error / max|reference|")
+    errors.legend(fontsize=8)
+    return figure
+
+
+def depthwise():
+    """The weights as a matrix from input channels to output channels: dense, grouped, depthwise."""
+    figure, axes = pyplot.subplots(1, 3, figsize=(8, 3))
+    for one, groups in zip(axes, (1, 4, 8)):
+        for k in range(8):
+            for c in range(8):
+                used = k * groups // 8 == c * groups // 8
+                look = {"facecolor": OURS, "alpha": 0.6} if used else {"fill": False}
+                one.add_patch(Rectangle((c, k), 0.9, 0.9, edgecolor=INK, linewidth=0.4, **look))
+        kind = {1: "dense", 4: "4 groups", 8: "depthwise"}[groups]
+        one.set(xlim=(-0.2, 8.1), ylim=(8.1, -0.2), aspect="equal")
+        one.set_title(f"{kind}: {64 // groups} kernels of 3x3", fontsize=10)
+        one.axis("off")
+    return figure
+
+
+def report(folder: Path):
+    """The report's first screen, light and dark, as a browser shows it."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("no chromium: the pictures of the report stay")
+        return
+    page = lab.report(models.resnet18(), (1, 3, 224, 224), "resnet18").html(folder / "report.html")
+    for number, name in enumerate(("dark", "light")):
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=1100,900",
+        ]
+        command += [f"--user-data-dir={folder / 'browser'}", f"--blink-settings=preferredColorScheme={number}"]
+        command += [f"--screenshot={IMAGES / f'report-{name}.png'}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def main():
+    IMAGES.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    for draw in (naive, implicit_gemm, winograd, depthwise):
+        with style():
+            save(draw(), IMAGES / f"{draw.__name__}.png", dpi=90)
+    save(lab.gradients().draw(), IMAGES / "gradients.png", dpi=80)
+    save(lab.normalize().draw(), IMAGES / "normalize.png", dpi=80)
+    field = lab.receptive_field(models.resnet18(), (1, 3, 224, 224), "resnet18")
+    save(field.draw(), IMAGES / "receptive-field.png", dpi=80)
+    save_svg(lab.graph(models.LeNet5(), (1, 1, 28, 28)).svg(), IMAGES / "graph.svg")
+    with tempfile.TemporaryDirectory() as folder:
+        report(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
