@@ -80,10 +80,14 @@ def load() -> ctypes.CDLL:
 @contextlib.contextmanager
 def emulated(seed: int = 0, workers: int = 2):
     """While active, operators on CPU tensors run the CUDA kernels. `seed` shuffles the order of threads; 0 keeps it."""
-    load().convlab_emulator_configure(seed, workers)
+    library = load()
+    library.convlab_emulator_configure(seed, workers)
+    launches = library.convlab_emulator_launches
+    launches.restype = ctypes.c_int64
+    before = launches()
     _C.set_emulating(True)
     try:
-        yield
+        yield lambda: launches() - before  # how many kernels have run since
     finally:
         _C.set_emulating(False)
 

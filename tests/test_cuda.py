@@ -1,18 +1,27 @@
 """The CUDA kernels, run by the emulator through the same operators, cases and tolerances as the CPU's.
 
-The whole of any other test file runs on them too: ``pytest --device emulated tests/test_pooling.py``, or, with a GPU,
-``pytest --device cuda``.
+The tests of the operators themselves are run again with the emulator on. All of any test file can be:
+``pytest --device emulated tests/test_pooling.py``, or, with a GPU, ``pytest --device cuda``.
 """
 
 from __future__ import annotations
 
 import emulator
 import pytest
+import test_normalization
+import test_pooling
 import torch
 from cases import BY_NAME, PASSES, SMALL
 from helpers import DTYPES, FORMATS, check_pass, in_format, operands, run_pass
 
-EMULATED_LIMIT = 1_000_000  # multiply-adds
+# Multiply-adds that are worth emulating.
+LIMIT = {"naive": 300_000}
+
+
+@pytest.fixture(autouse=True)
+def only_once(request):
+    if request.config.option.device != "cpu":
+        pytest.skip("with --device, the tests of the operators run on the kernels themselves")
 
 
 def laid_out(case, dtype, format):
@@ -22,21 +31,80 @@ def laid_out(case, dtype, format):
     }
 
 
-@pytest.mark.parametrize("case", [case for case in SMALL if case.multiply_adds <= EMULATED_LIMIT], ids=str)
-def test_naive(case):
-    for dtype in DTYPES if case.multiply_adds < EMULATED_LIMIT / 10 else [torch.float32]:
+@pytest.mark.parametrize(
+    "case, algorithm",
+    [
+        pytest.param(case, algorithm, id=f"{case}-{algorithm}")
+        for algorithm, limit in LIMIT.items()
+        for case in SMALL
+        if case.multiply_adds <= limit
+    ],
+)
+def test_convolution(case, algorithm):
+    for dtype in DTYPES:
         for format in FORMATS:
             for pass_ in PASSES:
-                with emulator.emulated():
-                    actual = run_pass(case, pass_, "naive", **laid_out(case, dtype, format))
-                check_pass(case, pass_, "naive", dtype, actual)
+                with emulator.emulated() as launches:
+                    actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
+                    assert launches() > 0 or case.input[0] == 0
+                check_pass(case, pass_, algorithm, dtype, actual)
+
+
+# Tests of other files that run again here, with the arguments that are worth emulating.
+AGAIN = [
+    *((test_pooling.test_max_pool, case.values) for case in test_pooling.CASES[::2]),
+    *((test_pooling.test_avg_pool, case.values) for case in test_pooling.CASES[1::2] if case.values[1][3] == 1),
+    *((test_pooling.test_adaptive, ((2, 3, 9, 11), size)) for size in (1, 2, 5, "more")),
+    (test_pooling.test_adaptive, ((1, 17, 4, 6, 20), 3)),
+    *((test_pooling.test_nan_infinity_and_ties, (dtype, last)) for dtype in DTYPES[::2] for last in (False, True)),
+    (test_pooling.test_window_beside_the_input, ()),
+    (test_pooling.test_mixed_arguments, ()),
+    *(
+        (test_normalization.test_batch_norm, (name, shape, format, training))
+        for name in test_normalization.BATCH_NORMS
+        for shape in list(test_normalization.SHAPES.values())[:: 1 if name == "batch_norm_add_relu" else 3]
+        for format in test_normalization.FORMATS
+        for training in (True, False)
+    ),
+    *(
+        (test_normalization.test_batch_norm_of_16_bits, (dtype, "same", format))
+        for dtype in (torch.bfloat16, torch.float16)
+        for format in test_normalization.FORMATS
+    ),
+    *(
+        (test, (format,))
+        for test in (test_normalization.test_large_mean, test_normalization.test_relu_mask_is_that_of_the_output)
+        for format in test_normalization.FORMATS
+    ),
+    *((test_normalization.test_group_norm, ((3, 6, 7, 5), format)) for format in test_normalization.FORMATS),
+    (test_normalization.test_layer_norm, ((3, 6, 7, 5),)),
+    *((test_normalization.test_nan_and_infinity, (format, float("inf"))) for format in test_normalization.FORMATS),
+]
+
+
+def test_id(test, arguments):
+    return "-".join([test.__name__, *(str(argument).replace(" ", "") for argument in arguments)])
+
+
+@pytest.mark.parametrize(
+    "seed, test, arguments",
+    [pytest.param(index % 3, *again, id=test_id(*again)) for index, again in enumerate(AGAIN)],
+)
+def test_again(seed, test, arguments):
+    names = test.__code__.co_varnames[: test.__code__.co_argcount]
+    with emulator.emulated(seed) as launches:
+        test(**dict(zip(names, arguments)))
+        assert launches() > 0
+
+
+test_id.__test__ = False
 
 
 def test_emulated_operators_have_the_same_schemas():
     emulator.load()
-    input, weight = operands(BY_NAME["3x3"], torch.float32)["input"], operands(BY_NAME["3x3"], torch.float32)["weight"]
-    arguments = input, weight, None, [1, 1], [1, 1], [1, 1], 1, "naive"
+    tensors = operands(BY_NAME["3x3"], torch.float32)
+    arguments = tensors["input"], tensors["weight"], None, [1, 1], [1, 1], [1, 1], 1, "naive"
     emulated = torch.ops.convlab_emulated.convolution(*arguments)
     torch.testing.assert_close(emulated, torch.ops.convlab.convolution(*arguments), atol=1e-4, rtol=1e-5)
     with pytest.raises(RuntimeError, match="weight should have 3 to 5 dimensions"):
-        torch.ops.convlab_emulated.convolution(input, weight[0, 0], *arguments[2:])
+        torch.ops.convlab_emulated.convolution(arguments[0], arguments[1][0, 0], *arguments[2:])

@@ -10,14 +10,9 @@ extern "C" const char* convlab_error_text(int code) {
 #endif
 }
 
-#if defined(__CUDACC__)
-extern "C"
-#else
-extern "C" __attribute__((visibility("default")))
-#endif
-    const convlab::cuda::Launchers*
-    convlab_launchers() {
-  static const convlab::cuda::Launchers launchers = {
-      convlab_convolution, convlab_convolution_workspace, convlab_pool, nullptr, nullptr, convlab_error_text};
+extern "C" CONVLAB_EXPORT const convlab::cuda::Launchers* convlab_launchers() {
+  static const convlab::cuda::Launchers launchers = {convlab_convolution,    convlab_convolution_workspace,
+                                                     convlab_pool,           convlab_norm,
+                                                     convlab_norm_workspace, convlab_error_text};
   return &launchers;
 }

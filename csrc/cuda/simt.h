@@ -32,6 +32,7 @@ struct alignas(N * sizeof(T)) Vector {
 #include <cuda_runtime.h>
 
 #define CONVLAB_DEVICE __device__ __forceinline__
+#define CONVLAB_EXPORT
 #define CONVLAB_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
 
 namespace convlab::cuda {
@@ -131,7 +132,9 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_
                              static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return static_cast<int>(error);
   }
-  kernel<<<grid, block, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)> > >(arguments...);
+  // clang-format off: it takes <<< apart in a header
+  kernel<<<grid, block, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
   return static_cast<int>(cudaGetLastError());
 }
 

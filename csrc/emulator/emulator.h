@@ -20,6 +20,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define CONVLAB_DEVICE inline
+#define CONVLAB_EXPORT __attribute__((visibility("default")))
 
 struct uint3 {
   unsigned x = 0, y = 0, z = 0;
@@ -234,33 +235,36 @@ void copy_async_wait() {
   }
 }
 
+// A lane reads its row when it arrives: writes of other lanes that no barrier has ordered before may be missing.
+struct MatrixRow {
+  uint16_t value[8];
+};
+template <class T>
+MatrixRow matrix_row(const Shared<T>& row) {
+  static_assert(sizeof(T) == 2);
+  MatrixRow copy;
+  std::memcpy(&copy, row.checked(0, 8), sizeof copy);
+  return copy;
+}
 template <class T>
 void load_matrices(uint32_t (&r)[4], const Shared<T>& row, int site = __builtin_LINE()) {
-  static_assert(sizeof(T) == 2);
   const int lane = emulator::thread->lane;
-  emulator::exchange(
-      ~0u, static_cast<const void*>(row.checked(0, 8)),
-      [&](auto at) {
-        for (int i = 0; i < 4; ++i)
-          std::memcpy(&r[i], static_cast<const char*>(at(i * 8 + lane / 4)) + lane % 4 * 4, 4);
-        return 0;
-      },
-      site);
+  const auto read = [&](auto at) {
+    for (int i = 0; i < 4; ++i) std::memcpy(&r[i], &at(i * 8 + lane / 4).value[lane % 4 * 2], 4);
+    return 0;
+  };
+  emulator::exchange(~0u, matrix_row(row), read, site);
 }
 template <class T>
 void load_matrices_transposed(uint32_t (&r)[4], const Shared<T>& row, int site = __builtin_LINE()) {
-  static_assert(sizeof(T) == 2);
   const int lane = emulator::thread->lane;
-  emulator::exchange(
-      ~0u, static_cast<const void*>(row.checked(0, 8)),
-      [&](auto at) {
-        for (int i = 0; i < 4; ++i)
-          for (int half = 0; half < 2; ++half)
-            std::memcpy(reinterpret_cast<char*>(&r[i]) + half * 2,
-                        static_cast<const char*>(at(i * 8 + lane % 4 * 2 + half)) + lane / 4 * 2, 2);
-        return 0;
-      },
-      site);
+  const auto read = [&](auto at) {
+    for (int i = 0; i < 4; ++i)
+      r[i] = at(i * 8 + lane % 4 * 2).value[lane / 4] |
+             static_cast<uint32_t>(at(i * 8 + lane % 4 * 2 + 1).value[lane / 4]) << 16;
+    return 0;
+  };
+  emulator::exchange(~0u, matrix_row(row), read, site);
 }
 
 struct Fragments {

@@ -71,6 +71,7 @@ struct Worker {
 };
 thread_local Worker* worker = nullptr;
 
+std::atomic<int64_t> launches{0};
 std::string last_error;
 std::mutex last_error_mutex;
 
@@ -389,6 +390,7 @@ int run(dim3 grid, dim3 threads, int64_t shared_bytes, const std::function<void(
                  ", " + std::to_string(threads.z) + "), " + std::to_string(shared_bytes) + " bytes of shared memory";
     return kInvalidConfiguration;
   }
+  ++launches;
   std::vector<int64_t> order(static_cast<size_t>(blocks));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
   if (settings.seed) std::shuffle(order.begin(), order.end(), std::mt19937(settings.seed));
@@ -411,10 +413,11 @@ int run(dim3 grid, dim3 threads, int64_t shared_bytes, const std::function<void(
 
 }  // namespace convlab::emulator
 
-#define CONVLAB_EXPORT extern "C" __attribute__((visibility("default")))
-
 // seed 0 runs threads in order; any other shuffles them, differently for every seed.
-CONVLAB_EXPORT void convlab_emulator_configure(unsigned seed, int workers) {
+extern "C" CONVLAB_EXPORT void convlab_emulator_configure(unsigned seed, int workers) {
   convlab::emulator::settings.seed = seed;
   convlab::emulator::settings.workers = workers;
 }
+
+// How many kernels have run.
+extern "C" CONVLAB_EXPORT int64_t convlab_emulator_launches() { return convlab::emulator::launches; }

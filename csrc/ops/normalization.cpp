@@ -9,6 +9,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "../cpu/norm_kernels.h"
+#include "cuda.h"
 #include "normalization_checks.h"
 
 namespace convlab {
@@ -167,6 +168,40 @@ void run_on_cpu(const Problem& problem, const Tensors& tensors, Direction direct
   }
 }
 
+void run_on_cuda(const Problem& problem, const Tensors& tensors, Direction direction) {
+  const auto data = [](const Tensor& tensor) {
+    return tensor.defined() && tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
+  };
+  cuda::NormArguments a;
+  a.samples = problem.samples;
+  a.repeats = problem.repeats;
+  a.groups = problem.groups;
+  a.channels_per_group = problem.channels_per_group;
+  a.pixels = problem.pixels;
+  a.dtype = dtype_of(tensors.input.scalar_type(), "normalization");
+  a.layout = problem.layout;
+  a.backward = direction == Direction::backward;
+  a.relu = problem.relu;
+  a.statistics = problem.statistics;
+  a.eps = problem.eps;
+  a.input = data(tensors.input);
+  a.residual = data(tensors.residual);
+  a.grad_output = data(tensors.grad_output);
+  a.output = data(tensors.output);
+  a.grad_residual = data(tensors.grad_residual);
+  a.mean = data(tensors.mean);
+  a.variance = data(tensors.variance);
+  a.weight = data(tensors.weight);
+  a.bias = data(tensors.bias);
+  a.grad_weight = data(tensors.grad_weight);
+  a.grad_bias = data(tensors.grad_bias);
+  const Tensor workspace =
+      cuda_workspace(tensors.input, [&](const cuda::Launchers& launchers) { return launchers.norm_workspace(&a); });
+  a.workspace = data(workspace);
+  launch_on_cuda(tensors.input, "normalization",
+                 [&](const cuda::Launchers& launchers, void* stream) { return launchers.norm(&a, stream); });
+}
+
 // Fills the outputs. Statistics and gradients of parameters of nothing are zero.
 void run(const Problem& problem, Tensors tensors, Direction direction) {
   if (problem.elements() == 0) {
@@ -188,8 +223,11 @@ void run(const Problem& problem, Tensors tensors, Direction direction) {
   };
   tensors.grad_weight = accumulating(grad_weight);
   tensors.grad_bias = accumulating(grad_bias);
-  dispatch_dtype(tensors.input.scalar_type(), "normalization",
-                 [&](auto type) { run_on_cpu<decltype(type)>(problem, tensors, direction); });
+  if (runs_on_cuda(tensors.input))
+    run_on_cuda(problem, tensors, direction);
+  else
+    dispatch_dtype(tensors.input.scalar_type(), "normalization",
+                   [&](auto type) { run_on_cpu<decltype(type)>(problem, tensors, direction); });
   if (!grad_weight.is_same(tensors.grad_weight)) grad_weight.copy_(tensors.grad_weight);
   if (!grad_bias.is_same(tensors.grad_bias)) grad_bias.copy_(tensors.grad_bias);
 }
