@@ -60,13 +60,23 @@ class BatchNormReLU3d(BatchNorm3d):
     _function = staticmethod(functional.batch_norm_relu)
 
 
-class BatchNormAddReLU2d(BatchNorm2d):
-    """``relu(batch_norm(input) + residual)`` in one pass, the end of a residual block."""
-
+class _BatchNormAddReLU:
     _function = staticmethod(functional.batch_norm_add_relu)
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         return self._normalize(input, residual)
+
+
+class BatchNormAddReLU1d(_BatchNormAddReLU, BatchNorm1d):
+    """``relu(batch_norm(input) + residual)`` in one pass, the end of a residual block."""
+
+
+class BatchNormAddReLU2d(_BatchNormAddReLU, BatchNorm2d):
+    """``relu(batch_norm(input) + residual)`` in one pass, the end of a residual block."""
+
+
+class BatchNormAddReLU3d(_BatchNormAddReLU, BatchNorm3d):
+    """``relu(batch_norm(input) + residual)`` in one pass, the end of a residual block."""
 
 
 class _InstanceNorm:

@@ -1,0 +1,199 @@
+"""Lets a convolution or batch norm compute the addition and the ReLU that follow it, by rewriting the model's graph.
+
+A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
+Convolutions take chains in eval mode, `nn.ConvAddReLU`; batch norms take those that end in a ReLU in either mode,
+`nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's layers do: fusing does not
+change who computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from . import nn as layers
+from ._graph import has_hooks, is_addition, is_identity, is_relu, may_share_memory, written_by
+from .convert import conversions
+
+_CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
+_BATCH_NORMS = {
+    layers.BatchNorm1d: (layers.BatchNormReLU1d, layers.BatchNormAddReLU1d),
+    layers.BatchNorm2d: (layers.BatchNormReLU2d, layers.BatchNormAddReLU2d),
+    layers.BatchNorm3d: (layers.BatchNormReLU3d, layers.BatchNormAddReLU3d),
+}
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows a layer: `parts` of "add" and "relu". `reason` is empty if the layer computes them itself."""
+
+    layer: str
+    parts: tuple[str, ...]
+    reason: str
+
+    @property
+    def fused(self) -> bool:
+        return not self.reason
+
+    def __str__(self) -> str:
+        parts = " and ".join(self.parts)
+        return f"{self.layer}: with {parts}" if self.fused else f"{self.layer}: not with {parts}, {self.reason}"
+
+
+@dataclass
+class Chain:
+    """The nodes of one chain, the layer's first; without any parts the layer may still keep its weight packed."""
+
+    nodes: list[fx.Node]
+    parts: tuple[str, ...]
+    reason: str
+
+    @property
+    def residual(self) -> fx.Node | None:
+        """What is added, as the graph has it now."""
+        for before, node in itertools.pairwise(self.nodes):
+            if is_addition(node):
+                return node.args[1] if node.args[0] is before else node.args[0]
+        return None
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(self.nodes[0].target, self.parts, self.reason)
+
+
+def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
+    """The chains of the model; where two layers want the same addition, the later one has it.
+
+    Where nodes have sizes (`torch.fx.passes.shape_prop`), an addition that broadcasts is refused.
+    """
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    shared = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    chains, taken = [], set()
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_module":
+            continue
+        module = model.get_submodule(node.target)
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)):
+            continue
+        chain = _follow(node, model, taken)
+        single = calls[node.target] == 1 and shared[id(module)] == 1
+        chain.reason = chain.reason or _refusal(module, node, model, single) or _hazard(chain, model, graph, place)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "relu" not in chain.parts and chain.parts:
+            chain.reason = chain.reason or "no ReLU follows"
+        if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
+            chains.append(chain)
+        if not chain.reason:
+            taken.update(chain.nodes)
+    return chains[::-1]
+
+
+def _follow(head: fx.Node, model: nn.Module, taken: set[fx.Node]) -> Chain:
+    nodes, parts, current = [head], [], head
+    while "relu" not in parts:
+        readers = list(current.users)
+        if len(readers) != 1:
+            wanted = [reader for reader in readers if is_relu(reader, model) or is_addition(reader)]
+            if wanted and len(readers) > 1:
+                part = "relu" if is_relu(wanted[0], model) else "add"
+                reason = f"the output of {_name(current)} is read elsewhere too"
+                return Chain(nodes, tuple(parts), "") if parts else Chain(nodes, (part,), reason)
+            break
+        reader = readers[0]
+        if reader in taken:
+            break
+        if is_identity(reader, model):
+            pass
+        elif is_relu(reader, model):
+            parts.append("relu")
+        elif is_addition(reader) and not parts:
+            other = reader.args[1] if reader.args[0] is current else reader.args[0]
+            if other is current:
+                break
+            if written_by(reader, model) is other:
+                return Chain(nodes, ("add",), "the sum is written over its other operand")
+            parts.append("add")
+        else:
+            break
+        nodes.append(reader)
+        current = reader
+    return Chain(nodes, tuple(parts), "")
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if node.op == "call_module" else node.name
+
+
+def _refusal(module: nn.Module, node: fx.Node, model: nn.Module, single: bool) -> str:
+    """Why the layer cannot take what follows it."""
+    kind = type(module)
+    if kind not in _CONVOLUTIONS and kind not in _BATCH_NORMS:
+        plain = kind in conversions()
+        return "it is computed by torch: convert() the model first" if plain else f"its type is {kind.__name__}"
+    if not single:
+        return "it is called several times"
+    if has_hooks(module):
+        return "it has hooks"
+    if "forward" in vars(module):
+        return "it has a forward of its own"
+    if node.kwargs or len(node.args) != 1:
+        return "it is called with keywords"
+    if kind in _CONVOLUTIONS and (module.training or model.training):
+        return "it is a convolution in training mode"
+    if kind in _CONVOLUTIONS and module.padding_mode != "zeros":
+        return f"it pads with padding_mode={module.padding_mode!r}"
+    return ""
+
+
+def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node, int]) -> str:
+    """The layer will be computed at the end of its chain: its input must not change before that."""
+    head, last, own = chain.nodes[0], chain.nodes[-1], set(chain.nodes)
+    residual = chain.residual
+    if residual is not None:
+        sizes = [node.meta.get("tensor_meta") for node in (head, residual)]
+        if None not in sizes and (sizes[0].shape != sizes[1].shape or sizes[0].dtype != sizes[1].dtype):
+            return "what is added has another size or dtype"
+    for node in graph.nodes:
+        if place[head] < place[node] < place[last] and node not in own:
+            written = written_by(node, model)
+            if written is not None and may_share_memory(written, head.args[0], model):
+                return f"{_name(node)} may change its input before the end"
+    return ""
+
+
+def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain]) -> fx.GraphModule:
+    """A module that computes the chains as single layers, sharing the other layers and all Parameters with `model`."""
+    own = {id(module) for module in model.modules()}
+    fused = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    for chain in chains:
+        head, last = chain.nodes[0], chain.nodes[-1]
+        fused.set_submodule(head.target, _replacement(model.get_submodule(head.target), chain))
+        with fused.graph.inserting_before(last):
+            residual = chain.residual
+            node = fused.graph.call_module(head.target, head.args if residual is None else (*head.args, residual))
+        last.replace_all_uses_with(node)
+        for old in reversed(chain.nodes):
+            fused.graph.erase_node(old)
+    fused.graph.lint()
+    fused.delete_all_unused_submodules()
+    fused.recompile()
+    for module in fused.modules():  # the containers that fx makes are in training mode
+        if id(module) not in own and type(module) is nn.Module:
+            module.training = model.training
+    fused.training = model.training
+    return fused
+
+
+def _replacement(module: nn.Module, chain: Chain) -> nn.Module:
+    relu, added = "relu" in chain.parts, "add" in chain.parts
+    if type(module) in _CONVOLUTIONS:
+        return layers.ConvAddReLU(module, relu)
+    result = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        vars(result)[name] = dict(vars(module)[name])
+    result.__class__ = _BATCH_NORMS[type(module)][added]
+    return result

@@ -1,0 +1,120 @@
+"""The graph of a model by `torch.fx`, as `fuse` reads it."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+
+import torch
+from torch import fx, nn
+
+from . import nn as layers
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
+_VIEWING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def _in_place(name: str):
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Proxy(fx.Proxy):
+    """Keeps ``a += b`` in place; torch.fx makes it ``a = a + b``, which other names of the tensor do not see."""
+
+    __iadd__, __isub__, __imul__, __itruediv__ = (_in_place(name) for name in ("iadd", "isub", "imul", "itruediv"))
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into our layers, nor into modules with hooks, which must not run on placeholders."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        ours = type(module).__module__.startswith(layers.__name__)
+        return (ours and not module._modules) or has_hooks(module) or super().is_leaf_module(module, name)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The calls of one forward pass. Raises whatever the model's own code raises on placeholders."""
+    if "forward" in vars(model):
+        raise TypeError("its forward is set on the instance, and torch.fx would trace that of the class")
+    return _Tracer().trace(model, concrete_args=_defaults(model))
+
+
+def _defaults(model: nn.Module) -> dict[str, object]:
+    """Arguments of forward that have a default, at that default: a placeholder would take other branches."""
+    if isinstance(model, fx.GraphModule):  # has them in its graph already
+        return {}
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def has_hooks(module: nn.Module) -> bool:
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def module_of(node: fx.Node, model: nn.Module) -> nn.Module | None:
+    return model.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def is_identity(node: fx.Node, model: nn.Module) -> bool:
+    module = module_of(node, model)
+    return type(module) is nn.Identity and not has_hooks(module) and len(node.args) == 1
+
+
+def is_relu(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        module = module_of(node, model)
+        return type(module) is nn.ReLU and not has_hooks(module)
+    return (node.op == "call_function" and node.target in _RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Of two tensors, neither scaled."""
+    if node.op == "call_function":
+        known = node.target in _ADDITIONS
+    else:
+        known = node.op == "call_method" and node.target in ("add", "add_", "__add__", "__iadd__")
+    return known and not node.kwargs and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
+
+
+def written_by(node: fx.Node, model: nn.Module) -> fx.Node | None:
+    """The argument that the node changes in place, if any."""
+    if node.op == "call_module":
+        in_place = getattr(module_of(node, model), "inplace", False)
+    elif node.op == "call_method":
+        in_place = node.target.endswith("_") or node.target.startswith("__i")
+    elif node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        operators = name in ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "setitem", "iand", "ior", "ixor")
+        in_place = operators or (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace", False)
+    else:
+        return None
+    if "out" in node.kwargs:
+        return node.kwargs["out"]
+    return node.args[0] if in_place and node.args and isinstance(node.args[0], fx.Node) else None
+
+
+def may_share_memory(first: fx.Node, second: fx.Node, model: nn.Module) -> bool:
+    """Whether one may be a view of the other, or both of a third."""
+    return bool(_sources(first, model) & _sources(second, model))
+
+
+def _sources(node: fx.Node, model: nn.Module) -> set[fx.Node]:
+    """The nodes whose memory `node` may hold: all that it depends on through what may return its argument."""
+    found, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current in found:
+            continue
+        found.add(current)
+        module = module_of(current, model)
+        if current.op in ("call_function", "call_method") or (isinstance(module, _VIEWING) if module else False):
+            waiting += current.all_input_nodes
+    return found
