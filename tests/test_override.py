@@ -86,7 +86,7 @@ def test_every_replaced_function_is_known():
             getattr(nn, f"MaxPool{suffix}")(2), getattr(nn, f"AvgPool{suffix}")(2),
             getattr(nn, f"AdaptiveMaxPool{suffix}")(2), getattr(nn, f"AdaptiveAvgPool{suffix}")(2),
             getattr(nn, f"BatchNorm{suffix}")(4), getattr(nn, f"InstanceNorm{suffix}")(4),
-            nn.GroupNorm(2, 4), nn.LayerNorm(6), nn.Linear(6, 2),
+            nn.GroupNorm(2, 4), nn.LayerNorm(6), nn.RMSNorm(6), nn.Linear(6, 2),
         ):  # fmt: skip
             expected = layer(input)
             with torch_convlab.override() as routed:

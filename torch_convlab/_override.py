@@ -70,7 +70,7 @@ def _table() -> dict[Callable, Callable]:
         if theirs is not None:
             table[theirs] = getattr(functional, name)
         native = getattr(torch, name, None)
-        if native is not None and name.startswith(("conv", "adaptive_avg_pool", "avg_pool")):
+        if native is not None and name.startswith(("conv", "adaptive_avg_pool", "avg_pool", "rms_norm")):
             table[native] = getattr(functional, name)
     for name, adapter in native_signatures().items():
         if hasattr(torch, name):

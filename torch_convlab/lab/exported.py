@@ -259,6 +259,7 @@ def ours() -> dict[Callable, Callable]:
     """Every operator of torch that this library computes, with the function that does, called alike."""
     table = {
         _aten.linear.default: functional.linear,
+        _aten.rms_norm.default: functional.rms_norm,
         **{getattr(_aten, name).default: function for name, function in native_signatures().items()},
     }
     for target in (*_CONVOLUTIONS, *_TRANSPOSED):

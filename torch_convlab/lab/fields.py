@@ -113,9 +113,9 @@ def _after(step: Step, sources: list[State], sizes: tuple[int, ...]) -> State:
         return _reshaped(state, tuple(read.shape), tuple(output.shape))
     if step.operation in ("mean", "sum", "amax", "amin"):
         return _reduced(step, state, read.dim(), sizes)
-    if step.operation in ("softmax", "log_softmax", "layer_norm", "group_norm", "batch_norm", "instance_norm"):
-        if "softmax" in step.operation:
-            return state.mix(state.carries[step.arguments["dim"]], sizes)
+    if step.operation in ("softmax", "log_softmax"):
+        return state.mix(state.carries[step.arguments["dim"]], sizes)
+    if step.operation.endswith("_norm"):
         return _union(sources, output)
     if step.operation == "cat" and not any(source.carries[step.arguments["dim"]] for source in sources):
         return _union(sources, output)

@@ -33,9 +33,10 @@ class Tuned:
         return self.chosen != (self.before or self.expected)
 
     @property
-    def gain(self) -> float:
-        """How many times faster than what would have been taken before."""
-        return self.seconds.get(self.before or self.expected, self.seconds[self.chosen]) / self.seconds[self.chosen]
+    def gain(self) -> float | None:
+        """How many times faster than what would have been taken before; None if that was not worth measuring."""
+        before = self.seconds.get(self.before or self.expected)
+        return before and before / self.seconds[self.chosen]
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,6 @@ def entry_table(result: Tuning, everything: bool):
         more = f" and {len(entry.names) - 1} more" if len(entry.names) > 1 else ""
         before = entry.before or f"{entry.expected} (expected)"
         measured = ", ".join(f"{name} {seconds(value)}" for name, value in entry.seconds.items() if value == value)
-        gain = f"{entry.gain:.2f}" if entry.changed else ""
+        gain = f"{entry.gain:.2f}" if entry.changed and entry.gain else ""
         lines.add_row(entry.names[0] + more, entry.pass_, entry.format, before, entry.chosen, gain, measured)
     return lines
