@@ -24,7 +24,7 @@ LENET5 = ["lenet5", "2,1,28,28"]
 @pytest.fixture(autouse=True)
 def a_known_machine(monkeypatch):
     """Tests of tables need no measured peak; one thread times by CPU time, which other processes do not disturb."""
-    known = machine.Machine("a test", 1, peak=100e9, bandwidth=20e9)
+    known = machine.Machine("a test", 1, peak=100e9, peak_of="torch.mm", bandwidth=20e9)
     monkeypatch.setattr(machine, "_measured", {1: known})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -213,14 +213,16 @@ def test_roofline_picture_shows_the_numbers():
         ceilings.Point(["c"], "linear", 10**6, 4 * 10**6, 4e-4, 2e-4, "memory"),
         ceilings.Point(["d"], "max_pool2d", 0, 10**6, 1e-4, 5e-5, "memory"),
     ]
-    result = ceilings.Roofline("a model", (1, 3, 8, 8), "NCHW", machine.Machine("cpu", 2, 100e9, 20e9), points)
+    result = ceilings.Roofline(
+        "a model", (1, 3, 8, 8), "NCHW", machine.Machine("cpu", 2, 100e9, "torch.mm", 20e9), points
+    )
     (axes,) = ceilings.roofline_figure(result).axes
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.get_title().startswith("a model, input 1x3x8x8")
     (roofs,) = axes.lines
     assert list(roofs.get_xdata())[1] == 5.0 and list(roofs.get_ydata())[1:] == [100e9, 100e9]
     marks = {marks.get_label(): marks.get_offsets().tolist() for marks in axes.collections}
     assert marks == {"conv2d": [[200.0, 4e10]], "linear": [[0.5, 5e9]]}
-    assert {text.get_text() for text in axes.texts} == {"sgemm peak 100 GFLOP/s", "copy 20.0 GB/s"}
+    assert {text.get_text() for text in axes.texts} == {"peak 100 GFLOP/s (torch.mm)", "copy 20.0 GB/s"}
 
 
 def test_machine_is_measured_once(monkeypatch):
@@ -229,7 +231,7 @@ def test_machine_is_measured_once(monkeypatch):
     monkeypatch.setattr(machine, "_COPIED", 2**20)
     monkeypatch.setattr(machine, "_SECONDS", 0.01)
     first = machine.measure_machine()
-    assert first is machine.measure_machine() and first.threads == 1
+    assert first is machine.measure_machine() and first.threads == 1 and first.peak_of in machine._products()
     assert 1e9 < first.peak < 1e13 and 1e8 < first.bandwidth < 1e13
     assert first.bound(first.peak, 0) == (2.0, "arithmetic") and first.bound(0, first.bandwidth) == (1.0, "memory")
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("rich")
@@ -17,7 +19,7 @@ from torch_convlab.lab.verification import Comparison
 def printed(capsys):
     def lines(table) -> str:
         command.show(table)
-        return capsys.readouterr().out
+        return re.sub("─+", "───", capsys.readouterr().out)
 
     return lines
 
@@ -45,7 +47,7 @@ def test_bench_by_layer(printed):
 net, input 1 x 3 x 8 x 8, 2 thread(s), forward
 
   layers         operation          output   ours NCHW   torch NCHW   ours channels_last   torch channels_last   torch / ours
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ ───
   a and 1 more   conv2d      1 x 4 x 8 x 8        1 ms         3 ms                 2 ms                1.5 ms           1.50   (1.40 to 1.60)
   fc             linear             1 x 10        2 us         1 us                                                      0.50   (0.40 to 0.60)
   bad            linear             1 x 10
@@ -60,7 +62,7 @@ def test_bench_of_the_whole_model(printed):
         == """\
 
   the whole model   ours NCHW   torch NCHW   ours channels_last   torch channels_last   torch / ours
- ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ ───
   inference             10 ms        30 ms                20 ms                 15 ms           1.50   (1.40 to 1.60)
 
 """
@@ -89,7 +91,7 @@ a, b, c, ...: forward, input 1 x 64 x 56 x 56, weight 64 x 64 x 3 x 3, stride 1 
 231 MFLOP, 1.75 MB; bound 2.5 ms by arithmetic
 
       algorithm     cost   workspace      time   of bound   why not
- ───────────────────────────────────────────────────────────────────────────
+ ───
       naive       4.62 G         0 B                        not measured
   →   winograd    40.8 M     2.08 MB   1.25 ms      200 %
       depthwise                                             it needs groups
@@ -103,14 +105,16 @@ def test_roofline(printed):
         ceilings.Point(["a", "b"], "conv2d", 10**9, 10**7, 0.05, 0.02, "arithmetic"),
         ceilings.Point(["pool"], "max_pool2d", 0, 10**6, 1e-4, 5e-5, "memory"),
     ]
-    result = ceilings.Roofline("net", (1, 3, 8, 8), "NCHW", machine.Machine("a CPU", 2, 100e9, 20e9), points)
+    result = ceilings.Roofline(
+        "net", (1, 3, 8, 8), "NCHW", machine.Machine("a CPU", 2, 100e9, "torch.mm", 20e9), points
+    )
     assert (
         printed(roofline.point_table(result))
         == """\
-net, input 1 x 3 x 8 x 8, NCHW; a CPU, 2 thread(s): sgemm peak 100 GFLOP/s, copy 20 GB/s
+net, input 1 x 3 x 8 x 8, NCHW; a CPU, 2 thread(s): peak 100 GFLOP/s (torch.mm), copy 20 GB/s
 
   layers         operation    FLOP/byte     time   FLOP/s   bytes/s   bound           by   of bound
- ───────────────────────────────────────────────────────────────────────────────────────────────────
+ ───
   a and 1 more   conv2d           200.0    50 ms     40 G     200 M   20 ms   arithmetic       40 %
   pool           max_pool2d               100 us               10 G   50 us       memory       50 %
 
@@ -133,7 +137,7 @@ def test_tune(printed):
 net, input 1 x 3 x 8 x 8: what changed
 
   layers   pass      format   before                chosen          times faster   measured
- ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ ───
   a        forward   NCHW     winograd (expected)   implicit_gemm           2.00   winograd 2 ms, implicit_gemm 1 ms
   b        forward   NCHW     naive                 winograd                       winograd 1 ms
 
@@ -153,7 +157,7 @@ def test_verify(printed):
 a title
 
   layer   tensor                size      ours   torch.nn   ours, ulp   torch.nn, ulp
- ───────────────────────────────────────────────────────────────────────────────────────────────
+ ───
   conv    output               2 x 3   3.0e-07    2.0e-07         4.0             3.0
   conv    gradient of weight   3 x 3   1.0e-02    2.0e-07     12345.6             3.0   diverges
 

@@ -85,7 +85,9 @@ def roofline_figure(result: Roofline):
     left = min([ridge / 8, *(point.intensity / 2 for point in points)])
     right = max([ridge * 8, *(point.intensity * 2 for point in points)])
     axes.plot([left, ridge, right], [left * machine.bandwidth, machine.peak, machine.peak], color="#888", label="roofs")
-    axes.annotate(f"sgemm peak {machine.peak / 1e9:.0f} GFLOP/s", (right, machine.peak), ha="right", va="bottom")
+    axes.annotate(
+        f"peak {machine.peak / 1e9:.0f} GFLOP/s ({machine.peak_of})", (right, machine.peak), ha="right", va="bottom"
+    )
     middle = (left * ridge) ** 0.5
     axes.annotate(
         f"copy {machine.bandwidth / 1e9:.1f} GB/s", (middle, middle * machine.bandwidth), ha="right", va="bottom"

@@ -55,7 +55,7 @@ def point_table(result: Roofline):
     machine = result.machine
     title = (
         f"{result.model}, input {by(result.input_size)}, {result.format}; {machine.cpu}, {machine.threads} thread(s): "
-        f"sgemm peak {engineering(machine.peak, 'FLOP/s')}, copy {engineering(machine.bandwidth, 'B/s')}"
+        f"peak {engineering(machine.peak, 'FLOP/s')} ({machine.peak_of}), copy {engineering(machine.bandwidth, 'B/s')}"
     )
     columns = "layers", "operation", "FLOP/byte", "time", "FLOP/s", "bytes/s", "bound", "by", "of bound"
     lines = table(*columns, title=title, left=2)
