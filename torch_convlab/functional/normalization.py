@@ -85,7 +85,7 @@ def instance_norm(
         return ops.batch_norm_train(input, weight, bias, None, False, float(eps))[0]
     output, mean, variance = ops.group_norm(input, weight, bias, input.shape[1], float(eps))
     if running_mean is not None:
-        _update_running(running_mean, running_var, mean.mean(0), variance.mean(0), pixels, momentum)
+        update_running(running_mean, running_var, mean.mean(0), variance.mean(0), pixels, momentum)
     return output
 
 
@@ -185,12 +185,12 @@ def _batch_norm(input, residual, running_mean, running_var, weight, bias, traini
         return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, relu, float(eps))
     output, mean, variance = ops.batch_norm_train(input, weight, bias, residual, relu, float(eps))
     if running_mean is not None and input.numel() > 0:
-        _update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
+        update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
     return output
 
 
 @torch.no_grad()
-def _update_running(running_mean, running_var, mean, variance, count, momentum) -> None:
+def update_running(running_mean, running_var, mean, variance, count, momentum) -> None:
     """Moves the running averages toward the batch's mean and its unbiased variance, from `count` values each."""
     running_mean.mul_(1 - momentum).add_(mean.detach(), alpha=momentum)
     running_var.mul_(1 - momentum).add_(variance.detach(), alpha=momentum * (count / (count - 1)))
