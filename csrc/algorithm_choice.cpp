@@ -33,6 +33,19 @@ std::string depthwise_refusal(const ConvProblem& problem) {
          ", in_channels " + std::to_string(g.in_channels) + " and out_channels " + std::to_string(g.out_channels);
 }
 
+// The channels per group on the side that is read.
+int64_t read_channels(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.geometry;
+  return problem.pass == Pass::backward_input ? g.out_channels_per_group() : g.in_channels_per_group();
+}
+
+std::string direct_refusal(const ConvProblem& problem) {
+  constexpr int64_t most = 64;
+  if (read_channels(problem) <= most) return {};
+  return "direct reads at most " + std::to_string(most) + " channels per group, but has to read " +
+         std::to_string(read_channels(problem));
+}
+
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
@@ -61,12 +74,26 @@ double implicit_gemm_cost(const ConvProblem& problem) {
          (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
 }
 
+// A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
+double direct_cost(const ConvProblem& problem) {
+  constexpr int64_t lanes = 16;
+  constexpr double windows = 1.7, strided_windows = 2.7;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
+  const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
+  const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
+  return static_cast<double>(g.multiply_adds()) * (strided ? strided_windows : windows) / std::max(used, 1.0 / lanes);
+}
+
 }  // namespace
 
 std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
   switch (algorithm) {
     case Algorithm::winograd:
       return winograd_refusal(problem);
+    case Algorithm::direct:
+      return direct_refusal(problem);
     case Algorithm::depthwise:
       return depthwise_refusal(problem);
     default:
@@ -75,16 +102,18 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
 }
 
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
-  constexpr double scalar = 40;  // one multiply-add of the naive loop, against one of a vector
-  constexpr double shifted = 4;  // a load for every multiply-add
+  constexpr double scalar = 40;    // one multiply-add of the naive loop, against one of a vector
+  constexpr double windows = 1.5;  // of a depthwise convolution, which no other algorithm should be asked for
   const double multiply_adds = static_cast<double>(problem.geometry.multiply_adds());
   switch (algorithm) {
     case Algorithm::naive:
       return scalar * multiply_adds;
     case Algorithm::winograd:
       return winograd_cost(problem);
+    case Algorithm::direct:
+      return direct_cost(problem);
     case Algorithm::depthwise:
-      return shifted * multiply_adds;
+      return windows * multiply_adds;
     default:
       return implicit_gemm_cost(problem);
   }

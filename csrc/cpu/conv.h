@@ -1,6 +1,7 @@
 // The table of convolution algorithms of one instruction set.
 #pragma once
 #include "conv_depthwise.h"
+#include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "conv_naive.h"
 #include "conv_winograd.h"
@@ -41,6 +42,7 @@ ConvKernelTable<T> conv_kernels() {
   table.algorithm[static_cast<int>(Algorithm::naive)] = kernels_of<Naive, T>();
   table.algorithm[static_cast<int>(Algorithm::implicit_gemm)] = kernels_of<ImplicitGemm, T>();
   table.algorithm[static_cast<int>(Algorithm::winograd)] = kernels_of<Winograd, T>();
+  table.algorithm[static_cast<int>(Algorithm::direct)] = kernels_of<Direct, T>();
   table.algorithm[static_cast<int>(Algorithm::depthwise)] = kernels_of<Depthwise, T>();
   return table;
 }

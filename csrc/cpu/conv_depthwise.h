@@ -1,8 +1,9 @@
 // Depthwise convolution (groups == in_channels == out_channels), all passes, strides, dilations and dimensions.
 //
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
-// lanes are channels: this file. Channels first, lanes are pixels of zero-padded planes: conv_depthwise_planes.h.
-// Cost: multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors.
+// lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h), or, with
+// very few channels, lanes are pixels of zero-padded planes (conv_depthwise_planes.h). Cost: multiply_adds(), and each
+// input loaded once per kernel line and vector; 3x3 is bound by moving the tensors.
 #pragma once
 #include "conv_depthwise_planes.h"
 
@@ -108,12 +109,12 @@ class DepthwiseChannelsLast {
                                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), 0) * pitch_;
       }
     T* target = t_.written + (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * channels_;
-    const AxisPhase axis = ascending(phase.axis[2]);
+    const AxisPhase axis = phase.axis[2].ascending();
     const Kernel inside = kernel<Window::inside>(axis), border = kernel<Window::border>(axis);
     const Kernel partial = kernel<Window::partial>(axis);
     const int64_t whole = channels_ / lanes<A> * lanes<A>;
     // What the next line will read and write is fetched during this one, in even shares.
-    const AxisPhase rows = ascending(phase.axis[1]);
+    const AxisPhase rows = phase.axis[1].ascending();
     const int64_t below = pixel.y * rows.read_step + rows.offset(rows.taps - 1) + 1;
     const bool more_read = below >= 0 && below < t_.read_size[1], more_written = pixel.y + 1 < rows.count;
     s.steps = divide_up(axis.count, kWindowPixels) * std::max<int64_t>(1, channels_ / lanes<A>);
@@ -164,16 +165,6 @@ class DepthwiseChannelsLast {
     s.weights = carver.take<const A*>(lines);
     s.zeros = carver.take<T>(lanes<A>);
     return s;
-  }
-
-  // The same taps, in the order of what they read.
-  static AxisPhase ascending(AxisPhase axis) {
-    if (axis.offset_step >= 0) return axis;
-    axis.offset_first = axis.offset(axis.taps - 1);
-    axis.tap_first = axis.tap(axis.taps - 1);
-    axis.offset_step = -axis.offset_step;
-    axis.tap_step = -axis.tap_step;
-    return axis;
   }
 
   // `pixels` neighbouring pixels, of which the first reads `x` through the first tap, for a range of channels.
@@ -344,17 +335,6 @@ class DepthwiseWeightChannelsLast {
   const ConvArguments<T>& arguments_;
   const ConvGeometry& geometry_;
   int64_t channels_, pitch_, channel_blocks_, lines_, chunks_;
-};
-
-template <class T>
-struct Depthwise {
-  template <class Body>
-  static auto with(const ConvArguments<T>& arguments, const Body& body) {
-    const bool last = arguments.layout == Layout::channels_last;
-    if (!last) return body(DepthwisePlanes<T>(arguments));
-    if (arguments.pass == Pass::backward_weight) return body(DepthwiseWeightChannelsLast<T>(arguments));
-    return body(DepthwiseChannelsLast<T>(arguments));
-  }
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -14,9 +14,6 @@ namespace convlab::cpu::CONVLAB_ISA {
 
 constexpr int64_t kDepth = 512;  // longest chain of additions, and rows of a panel that stay in L2 together
 
-// Tasks below which a problem is cut finer: enough for threads to even out, none if there is one thread.
-constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 4 * threads; }
-
 template <class T>
 class GemmChannelsLast {
  public:

@@ -11,6 +11,9 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
+// Tasks below which a problem is cut finer: enough for threads to even out, none if there is one thread.
+constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 4 * threads; }
+
 struct AxisPhase {
   int64_t first, step, count;  // written pixels first + step*i, i < count
   int64_t read_step;           // pixel i reads read_step*i + offset of the tap
@@ -20,6 +23,16 @@ struct AxisPhase {
 
   int64_t tap(int64_t j) const { return tap_first + tap_step * j; }
   int64_t offset(int64_t j) const { return offset_first + offset_step * j; }
+  // The same taps in the order of what they read.
+  AxisPhase ascending() const {
+    AxisPhase axis = *this;
+    if (offset_step >= 0) return axis;
+    axis.offset_first = offset(taps - 1);
+    axis.tap_first = tap(taps - 1);
+    axis.offset_step = -offset_step;
+    axis.tap_step = -tap_step;
+    return axis;
+  }
 };
 
 struct Phase {
