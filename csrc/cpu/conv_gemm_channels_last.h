@@ -3,10 +3,10 @@
 // Idea: rows of the product are pixels, columns are the channels that are written. A pixel's channels are contiguous,
 // so a tap of a patch is one segment of a row, reached through a pointer; padding points to zeros. Weights are packed
 // once per call into panels [group][panel][tap][read channel][column].
-// Where elements must be converted to float, or taps have so few channels that segments would be too short, the
-// patches of one block of pixels are copied first and then are one segment.
-// Cost: multiply_adds() plus packing the weights once. Memory: packed weights; per thread a block of pixels.
-// Limits: fewer than `lanes` written channels per group leave lanes idle (depthwise: all but one).
+// Where taps have few channels, a kernel line is one segment. Where elements must be converted to float, or kernel
+// lines are no spans of the input, the patches of one block of pixels are copied first and then are one segment. Cost:
+// multiply_adds() plus packing the weights once. Memory: packed weights; per thread a block of pixels. Limits: fewer
+// than `lanes` written channels per group leave lanes idle (depthwise: all but one).
 #pragma once
 #include "conv_gather.h"
 
@@ -22,7 +22,11 @@ class GemmChannelsLast {
   explicit GemmChannelsLast(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
     const ConvGeometry& g = t_.geometry;
     copies_patches_ = is_reduced<T> || (t_.read_channels < kShortSegment && g.taps() > 1);
-    merged_ = copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
+    // With one group and neighbouring taps next to each other, a kernel line is one span of the input's line: only
+    // spans that cross the border are copied.
+    lines_ = !is_reduced<T> && copies_patches_ && g.groups == 1 && t_.phase_count == 1 &&
+             t_.phase(0).axis[2].offset_step == 1 && g.kernel[2] > 1;
+    merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
     // Pixels that follow each other in memory and are read once: the next tile's are fetched during this one.
     const AxisPhase& line = t_.phase(0).axis[2];
     streams_ = g.taps() == 1 && g.groups == 1 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
@@ -93,7 +97,7 @@ class GemmChannelsLast {
 
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    std::fill(s.zeros, s.zeros + t_.read_channels, A(0));
+    std::fill(s.zeros, s.zeros + segment_depth(), A(0));
     point_at_rows(phase, group, begin, rows, s);
 
     const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
@@ -124,7 +128,7 @@ class GemmChannelsLast {
             carver.take<const A*>(taps),
             carver.take<T*>(block_rows_),
             carver.take<A*>(kTileRows),
-            carver.take<A>(t_.read_channels),
+            carver.take<A>(segment_depth()),
             carver.take<A>(block_rows_ * kPanel<A>),
             carver.take<A>(kPanel<A>),
             carver.take<A>(copies_patches_ ? block_rows_ * patch_stride_ : 0)};
@@ -135,8 +139,12 @@ class GemmChannelsLast {
            panel * kPanel<A> * t_.geometry.taps() * t_.read_channels;
   }
 
-  int64_t segments(const Phase& phase) const { return merged_ ? 1 : phase.taps(); }
-  int64_t segment_depth() const { return merged_ ? t_.geometry.taps() * t_.read_channels : t_.read_channels; }
+  int64_t segments(const Phase& phase) const {
+    return merged_ ? 1 : lines_ ? phase.axis[0].taps * phase.axis[1].taps : phase.taps();
+  }
+  int64_t segment_depth() const {
+    return t_.read_channels * (merged_ ? t_.geometry.taps() : lines_ ? t_.geometry.kernel[2] : 1);
+  }
 
   // Rows of a block are cut into tiles that differ by at most one row.
   static int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
@@ -153,6 +161,12 @@ class GemmChannelsLast {
         s.outputs[first + r] = t_.written + group * t_.written_channels +
                                (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_stride;
         const A** pointers = s.rows + first * count + r;
+        if constexpr (!is_reduced<T>) {
+          if (lines_) {
+            point_at_lines(phase, pixel, image, s, s.patches + (first + r) * patch_stride_, pointers, height);
+            continue;
+          }
+        }
         if (copies_patches_) {
           A* patch = s.patches + (first + r) * patch_stride_;
           copy_patch(phase, pixel, image, read_stride, patch);
@@ -161,6 +175,29 @@ class GemmChannelsLast {
           for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
             pointers[j * height] = at < 0 ? s.zeros : image + at * read_stride;
           });
+        }
+      }
+    }
+  }
+
+  void point_at_lines(const Phase& phase, const PixelWalk& pixel, const T* image, const Scratch& s, A* patch,
+                      const A** pointers, int64_t height) const {
+    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
+    const int64_t channels = t_.read_channels, taps = ax->taps, x = pixel.x * ax->read_step + ax->offset_first;
+    const int64_t begin = std::clamp<int64_t>(-x, 0, taps), end = std::clamp<int64_t>(t_.read_size[2] - x, begin, taps);
+    for (int64_t jz = 0; jz < az->taps; ++jz) {
+      const int64_t z = pixel.z * az->read_step + az->offset(jz);
+      for (int64_t jy = 0; jy < ay->taps; ++jy, pointers += height, patch += taps * channels) {
+        const int64_t y = pixel.y * ay->read_step + ay->offset(jy);
+        const T* line = image + ((z * t_.read_size[1] + y) * t_.read_size[2] + x) * channels;
+        if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1]) {
+          *pointers = s.zeros;
+        } else if (begin == 0 && end == taps) {
+          *pointers = line;
+        } else {
+          std::fill(patch, patch + taps * channels, A(0));
+          copy_span<1>(line + begin * channels, 1, (end - begin) * channels, patch + begin * channels);
+          *pointers = patch;
         }
       }
     }
@@ -237,7 +274,7 @@ class GemmChannelsLast {
       int64_t j = 0;
       for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
         for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
-          for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx)
+          for (int64_t jx = 0; jx < (lines_ ? 1 : phase.axis[2].taps); ++jx)
             s.panels[j++] =
                 weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) *
                               t_.read_channels * width;
@@ -288,7 +325,7 @@ class GemmChannelsLast {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool copies_patches_, merged_, streams_;
+  bool copies_patches_, lines_, merged_, streams_;
   int64_t row_blocks_, block_rows_, panels_, column_blocks_, block_panels_, group_weights_, patch_stride_;
 };
 

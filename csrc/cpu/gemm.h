@@ -64,6 +64,11 @@ void multiply_tile(const TileProduct<A>& t) {
       }
     }
   }
+  if (!t.accumulate && !t.column_start && !t.row_start && !t.epilogue) {
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+        store(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);
+    return;
+  }
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
     A* output = t.outputs[r] + t.output_offset;
     const A start = t.row_start ? t.row_start[r] : A(0);
