@@ -236,6 +236,34 @@ def test_every_operator_of_ours_is_called_like_torchs():
     assert len(used) == 11
 
 
+def test_fused_layers_appear_as_their_operators():
+    """Layers without a twin in torch.nn: the same work as the layers they stand for."""
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            ours = torch_convlab.nn
+            self.first, self.second, self.last = (
+                ours.ConvBNReLU2d(3, 8, 3),
+                ours.BatchNormReLU2d(8),
+                ours.BatchNormAddReLU2d(8),
+            )
+
+        def forward(self, input):
+            output = self.first(input)
+            return self.last(self.second(output), output)
+
+    result = lab.summary(Fused(), (2, 3, 8, 8))
+    assert result.multiply_adds == 2 * 8 * 8 * 8 * 27 and result.parameters == 8 * 27 + 3 * 16
+    assert [layer.operation for layer in result.layers if "norm" in layer.operation] == ["batch_norm"] * 3
+    assert result.layers[-1].receptive_field == (3, 3) and result.layers[-1].parameters == 16
+    fused = torch_convlab.fuse(models.resnet18().eval())
+    whole = lab.summary(fused, (1, 3, 64, 64))
+    assert whole.multiply_adds == lab.summary(models.resnet18(), (1, 3, 64, 64)).multiply_adds
+    assert max(layer.receptive_field[0] for layer in whole.layers if layer.stride[0]) == 435
+    assert len({layer.name for layer in whole.layers}) == len(whole.layers)
+
+
 def test_models_that_cannot_be_exported_are_refused_in_one_line():
     class Branching(nn.Module):
         def forward(self, input):

@@ -63,7 +63,8 @@ def roofline(
         LabError: the model cannot be exported.
     """
     program, machine, points = export(model, torch.zeros(shape), name), measure_machine(), []
-    for kind in track(replay.distinct(program, replay.computed_by_us), "layers"):
+    kinds = replay.distinct(program, lambda step: replay.computed_by_us(step) or replay.is_our_operator(step))
+    for kind in track(kinds, "layers"):
         choices = list(replay.step_formats(kind.step).values())
         arguments, keywords = replay.operands(program, kind.step, choices[-1 if channels_last else 0])
         call = replay.forward(kind.step, arguments, keywords, "ours")

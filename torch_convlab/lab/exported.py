@@ -149,7 +149,7 @@ def export(model: nn.Module, inputs: Tensor, name: str = "the model") -> Program
     names = exported.graph_signature.inputs_to_parameters
     leaves = {path for path, module in twin.named_modules() if not any(True for _ in module.children())}
     first = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
-    live, steps, calls = {first}, [], Counter()
+    live, steps, calls, main = {first}, [], Counter(), {}
     for node in exported.graph.nodes:
         if node.op != "call_function" or not live & set(node.all_input_nodes):
             continue
@@ -157,7 +157,9 @@ def export(model: nn.Module, inputs: Tensor, name: str = "the model") -> Program
         if node.target in _SILENT or not _tensors(node):
             continue
         path, label = _path(node), _operation(node)
-        step_name = path if path in leaves else ".".join(filter(None, (path, label)))
+        # A leaf is called like its module, and what else it computes (a fused layer's ReLU, say) like the function.
+        is_main = path in leaves and main.setdefault(path, label) == label
+        step_name = path if is_main else ".".join(filter(None, (path, label)))
         calls[step_name] += 1
         if calls[step_name] > 1:
             step_name += f" (call {calls[step_name]})"

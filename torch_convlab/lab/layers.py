@@ -163,7 +163,7 @@ def saved_bytes(program: Program, table: dict) -> dict[fx.Node, int]:
             if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.is_leaf):
                 known.add(value.untyped_storage()._cdata)
                 held.append(value)
-        if step is not None and step.operation in ("batch_norm", "instance_norm") and len(arguments) > 5:
+        if function in (_aten.batch_norm.default, _aten.instance_norm.default):  # with statistics of the batch
             arguments = (*arguments[:5], True, *arguments[6:])
         if step is not None and "dropout" in step.operation:
             arguments = (*arguments[:2], True)

@@ -36,6 +36,11 @@ def computed_by_us(step: Step) -> bool:
     )  # fmt: skip
 
 
+def is_our_operator(step: Step) -> bool:
+    """Whether the step is an operator of this library already, that of a fused layer, which torch does not have."""
+    return getattr(step.node.target, "namespace", "") == "convlab"
+
+
 def step_formats(step: Step) -> dict[str, torch.memory_format]:
     return formats(step.reads[0].meta["val"].dim() if isinstance(step.reads[0].meta["val"], Tensor) else 0)
 
@@ -73,7 +78,7 @@ def forward(step: Step, arguments: tuple, keywords: dict, owner: str) -> Callabl
 def forward_backward(step: Step, arguments: tuple, keywords: dict, owner: str) -> Callable[[], object]:
     """One training call of the step: forward, with statistics of the batch, and all gradients."""
     function = _function(step, owner)
-    if step.operation in ("batch_norm", "instance_norm"):
+    if step.node.target in (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default):
         arguments = (*arguments[:5], True, *arguments[6:])
     leaves = [_leaf(value) for value in arguments]
     keywords = {name: _leaf(value) for name, value in keywords.items()}
@@ -97,7 +102,7 @@ def _leaf(value):
 
 
 def _function(step: Step, owner: str) -> Callable:
-    return ours()[step.node.target] if owner == "ours" else step.node.target
+    return ours().get(step.node.target, step.node.target) if owner == "ours" else step.node.target
 
 
 def _signature(step: Step) -> tuple:
