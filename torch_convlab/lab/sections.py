@@ -6,27 +6,33 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
+from .. import algorithms
 from ..convert import convert
 from . import charts
-from .command import by, engineering
+from .advice import advise
+from .benchmark import bench, geometric_mean
+from .ceilings import roofline, roofline_figure
+from .choices import explain
+from .command import by, engineering, seconds
+from .commands import bench as bench_command
 from .commands import graph as graph_command
 from .commands import receptive_field as field_command
+from .commands import roofline as roofline_command
 from .commands import summary as summary_command
 from .computational_graph import Graph, graph
+from .environment import info
 from .errors import LabError
 from .field_growth import receptive_field
-from .figure import inline_svg
+from .figure import inline_svg, style
 from .gradient_sums import gradients
 from .layers import Summary, summary
 from .model_report import Block
 from .shared_statistics import normalize
-from .timing import FORMATS, Timing, time_model
-from .verification import verify_layers, verify_network
+from .verification import verify
 
-_ROUNDS = 5
+_ROUNDS = 3
 _FIELDS = 8  # layers whose effective receptive field is measured
 
 
@@ -99,69 +105,121 @@ def _graph(subject: Subject) -> list[Block]:
     ]
 
 
-def _speed(subject: Subject) -> list[Block]:
-    if subject.inputs.dim() != 4:
-        raise LabError(f"two memory formats need an input N x C x H x W, not {by(subject.shape)}")
-    timings = time_model(subject.model, subject.inputs, rounds=_ROUNDS)
-    columns = [("task", True), ("format", True), ("ours", False), ("torch", False), ("torch / ours", False)]
-    columns.append(("middle half", False))
-    rows = [_speed_row(timing, *pair) for timing in timings for pair in _pairs(timing)]
+def _algorithms(subject: Subject) -> list[Block]:
+    found = explain(subject.model, subject.shape, subject.name)
+    if not found:
+        raise LabError("it has no convolution and no linear layer")
+    names = list(algorithms())
+    columns = [("layers", True), ("input", False), ("weight", False), ("chosen", True)]
+    columns += [*((name, False) for name in names), ("bound", False), ("of bound", False)]
+    rows, refusals = [], {}
+    for one in found:
+        cells = []
+        for report in one.algorithms:
+            if report.refusal:
+                refusals.setdefault(report.refusal, []).append(_layer_names(one.names))
+            cells.append("refuses" if report.refusal else "-" if report.seconds is None else seconds(report.seconds))
+            if report.chosen:
+                share = "" if report.seconds is None else f"{100 * one.bound / report.seconds:.0f} %"
+        problem = by(one.problem.input_size), by(one.problem.weight_size)
+        bound = f"{seconds(one.bound)} by {one.bound_by}"
+        rows.append((_layer_names(one.names), *problem, one.chosen, *cells, bound, share))
     text = (
-        f"The whole model, {_ROUNDS} rounds in turns in one process; median. Ratio: torch's time over ours, so above 1 "
-        "ours is faster. Best of each compares the faster format of either."
+        "Forward, NCHW, one row for each distinct convolution (a linear layer is one of 1x1), and the measured time of "
+        "each algorithm that accepts and is not hopeless. Chosen: what auto takes, by its cost model. Bound: the least "
+        "time by this machine's measured peak and bandwidth; winograd computes fewer multiplications and may be faster."
     )
+    reasons = [(reason, "; ".join(layers)) for reason, layers in refusals.items()]
     return [
         Block("text", text=text),
-        Block("picture", svg=charts.timings(timings), caption="Lines: the middle half of the rounds."),
         Block("rows", columns=columns, rows=rows),
+        Block("rows", title="Why an algorithm refuses", columns=[("reason", True), ("layers", True)], rows=reasons),
     ]
 
 
-def _pairs(timing: Timing):
-    yield from ((name, f"ours {name}", f"torch {name}") for name in FORMATS)
-    yield "best of each", timing.best("ours"), timing.best("torch")
+def _layer_names(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _speed_row(timing: Timing, label: str, ours: str, theirs: str) -> tuple[str, ...]:
-    ratio, low, high = timing.ratio(ours, theirs)
-    milliseconds = [f"{1e3 * timing.median(contestant):.1f} ms" for contestant in (ours, theirs)]
-    return (timing.task, label, *milliseconds, f"{ratio:.2f}", f"{low:.2f} to {high:.2f}")
+def _roofline(subject: Subject) -> list[Block]:
+    found = roofline(subject.model, subject.shape, subject.name, rounds=_ROUNDS)
+    with style():
+        figure = roofline_figure(found)
+    return [
+        Block(
+            "picture", svg=inline_svg(figure), caption="Each layer against what this machine can do at its intensity."
+        ),
+        Block.of_table(roofline_command.point_table(found)),
+    ]
+
+
+def _speed(subject: Subject) -> list[Block]:
+    found = bench(subject.model, subject.shape, subject.name, rounds=_ROUNDS)
+    wrong = [layer.names[0] for layer in found.layers if not layer.speed.ours]
+    text = (
+        f"{_ROUNDS} rounds in turns in one process; medians. Ratio: torch's time over ours, each in its better memory "
+        "format, so above 1 ours is faster; in brackets the quartiles of the rounds."
+    )
+    right = [layer for layer in found.layers if layer.speed.ours]
+    mean = f"; geometric mean of the ratios {geometric_mean(right):.2f}" if right else ""
+    return [
+        Block("text", text=text),
+        Block.of_table(bench_command.total_table(found)),
+        Block.of_table(bench_command.layer_table(found)),
+        Block("checks", checks=[(not wrong, f"outputs of all layers agree before timing{mean}")]),
+    ]
 
 
 def _verification(subject: Subject) -> list[Block]:
     model = copy.deepcopy(subject.model).train()
-    with torch.no_grad():
-        try:
-            output = copy.deepcopy(model)(subject.inputs)
-        except ValueError as error:  # batch norm of a single value
-            raise LabError(f"training mode: {error}") from error
-    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) / subject.shape[0]
-
-    def loss(output: Tensor) -> Tensor:
-        return (output * direction.to(output.dtype)).sum()
-
-    alone, together = (check(model, subject.inputs, loss) for check in (verify_layers, verify_network))
+    try:
+        found = verify(model, subject.inputs)
+    except (RuntimeError, ValueError) as error:  # batch norm of a single value, say
+        raise LabError(f"in training mode: {error}") from error
     checks = [
         (
-            all(row.passes for row in alone),
-            f"every layer alone in float32: {len(alone)} outputs and gradients, error at most "
-            f"{max(row.ours for row in alone):.1e} of max|reference| (torch.nn {max(row.theirs for row in alone):.1e})",
+            all(row.passes for row in found.layers),
+            f"every layer alone in float32: {len(found.layers)} outputs, gradients and statistics, error at most "
+            f"{max(row.ours for row in found.layers):.1e} of max|reference| "
+            f"(torch.nn {max(row.theirs for row in found.layers):.1e})",
         ),
         (
-            all(row.passes for row in together),
-            f"the whole model in float64: {len(together)} outputs and gradients, at most "
-            f"{max(row.ours for row in together):.1e} from torch.nn",
+            all(row.passes for row in found.network),
+            f"the whole model in float64: {len(found.network)} outputs and gradients, at most "
+            f"{max(row.ours for row in found.network):.1e} from torch.nn",
+        ),
+        (
+            found.output.passes,
+            f"the whole model's output in float32: error {found.output.ours:.1e} (torch.nn {found.output.theirs:.1e})",
         ),
     ]
-    columns = [("layer", True), ("tensor", True), ("size", False), ("ours", False), ("torch.nn", False), ("", False)]
+    columns = [("layer", True), ("tensor", True), ("size", False), ("ours", False), ("torch.nn", False)]
+    columns += [("ours, ulps", False), ("torch.nn, ulps", False), ("", False)]
     rows = [
-        (row.name, row.kind, by(row.size), f"{row.ours:.1e}", f"{row.theirs:.1e}", "✓" if row.passes else "✗")
-        for row in alone
+        (
+            *(row.name, row.kind, by(row.size), f"{row.ours:.1e}", f"{row.theirs:.1e}"),
+            *(f"{row.ours_ulps:.1f}", f"{row.theirs_ulps:.1f}", "✓" if row.passes else "✗"),
+        )
+        for row in found.layers
     ]
-    text = (
-        "Training mode; max|error| / max|reference| against torch.nn in float64, on what the layer reads in the model."
-    )
-    return [Block("checks", checks=checks), Block("rows", title=text, columns=columns, rows=rows)]
+    text = "Training mode; max|error| / max|reference| against float64, each layer alone on what it reads in the model."
+    blocks = [Block("checks", checks=checks), Block("rows", title=text, columns=columns, rows=rows)]
+    if found.first_divergence:
+        blocks.insert(1, Block("text", text=f"The first that diverges: {found.first_divergence}"))
+    return blocks
+
+
+def _advice(subject: Subject) -> list[Block]:
+    found = advise(subject.model, subject.inputs, subject.name)
+    rows = [(one.rule, _layer_names(one.where) if one.where else "", one.message) for one in found]
+    if not rows:
+        return [Block("text", text="Nothing to remark.")]
+    return [Block("rows", columns=[("rule", True), ("where", True), ("remark", True)], rows=rows)]
+
+
+def _environment(_: Subject) -> list[Block]:
+    rows = [(part, name, str(value)) for part, facts in info().items() for name, value in facts.items()]
+    return [Block("rows", columns=[("", True), ("", True), ("", True)], rows=rows)]
 
 
 def _gradients(_: Subject) -> list[Block]:
@@ -194,8 +252,12 @@ SECTIONS = {
     "pyramid": ("Feature pyramid", _pyramid),
     "field": ("Receptive fields", _fields),
     "graph": ("Computational graph", _graph),
+    "algorithms": ("Algorithms", _algorithms),
+    "roofline": ("Roofline", _roofline),
     "speed": ("Speed", _speed),
     "verification": ("Verification", _verification),
+    "advice": ("Advice", _advice),
     "gradients": ("Gradients by hand", _gradients),
     "normalization": ("Normalization", _normalization),
+    "environment": ("Environment", _environment),
 }
