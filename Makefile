@@ -1,7 +1,10 @@
 # Everything runs in .venv, which is made on demand. PYTHON chooses the interpreter it is made with.
 PYTHON ?= python3
 DEMO ?=
-BENCH ?= conv --suite resnet50
+BENCH ?= all
+
+# The kernels of every algorithm, pass and memory format, without the slow definition and the float64 copies of them.
+SANITIZED ?= tests/test_convolution.py tests/test_fused.py tests/test_pooling.py tests/test_normalization.py -k "not naive and not float64"
 
 BIN := .venv/bin
 READY := .venv/.torch_convlab-installed
@@ -9,7 +12,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench sanitize docs clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -26,8 +29,17 @@ lint: $(READY) ## check style: ruff for Python, clang-format for C++
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-bench: $(READY) ## time the kernels against torch's (BENCH="...": what to time)
+bench: $(READY) ## time the kernels against torch's, all of it in 25 minutes (BENCH="conv --suite vgg16": a part)
 	$(BIN)/python bench/run.py $(BENCH)
+
+sanitize: $(READY) ## run the C++-heavy tests under AddressSanitizer and UBSan, in a copy under build/ (20 minutes)
+	rm -rf build/sanitized && mkdir -p build/sanitized
+	cp -r csrc torch_convlab tests setup.py pyproject.toml README.md LICENSE build/sanitized
+	rm -f build/sanitized/torch_convlab/*.so
+	cd build/sanitized && SANITIZE=address,undefined $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider $(SANITIZED)
 
 docs: $(READY) ## build the guides and the API reference as HTML into build/docs
 	$(BIN)/python -m pip install --quiet -e '.[docs]' --no-build-isolation

@@ -9,6 +9,7 @@ import shapes
 import torch
 
 import torch_convlab
+from torch_convlab.lab.machine import measure_machine
 
 PASSES = ("forward", "backward_input", "backward_weight")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,12 +38,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--filter", default="", help="only shapes whose name contains this, for example 'k3 s1'")
 
 
-def _operands(shape: shapes.ConvShape, batch: int, dtype: torch.dtype, pass_: str):
+def operands(shape: shapes.ConvShape, batch: int, dtype: torch.dtype, pass_: str):
     """input, weight and grad_output; for a transposed convolution those of the convolution it is the adjoint of."""
     generator = torch.Generator().manual_seed(0)
     if shape.transposed:
-        parameters = zip(shape.size, shape.stride, shape.padding, shape.dilation, shape.kernel)
-        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in parameters]
+        axes = zip(shape.size, shape.stride, shape.padding, shape.dilation, shape.kernel)
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in axes]
         channels, out_channels = shape.out_channels, shape.in_channels
     else:
         size, channels, out_channels = list(shape.size), shape.in_channels, shape.out_channels
@@ -50,19 +51,19 @@ def _operands(shape: shapes.ConvShape, batch: int, dtype: torch.dtype, pass_: st
     weight = torch.randn(out_channels, channels // shape.groups, *shape.kernel, generator=generator)
     weight /= weight[0].numel() ** 0.5
     output_size = torch.ops.convlab.convolution(
-        input.to("meta"), weight.to("meta"), None, *_parameters(shape), "auto"
+        input.to("meta"), weight.to("meta"), None, *parameters(shape), "auto"
     ).shape
     grad_output = torch.randn(output_size, generator=generator)
     return [tensor.to(dtype) for tensor in (input, weight, grad_output)]
 
 
-def _parameters(shape):
+def parameters(shape):
     return list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups
 
 
-def _calls(shape, pass_: str, input, weight, grad_output, algorithm: str):
+def calls(shape, pass_: str, input, weight, grad_output, algorithm: str):
     """The same pass by torch and by us, as functions without arguments."""
-    stride, padding, dilation, groups = parameters = _parameters(shape)
+    stride, padding, dilation, groups = rest = parameters(shape)
     zeros = [0] * len(stride)
     ops = torch.ops.convlab
     if shape.transposed:  # forward is the adjoint's backward input, and the other way round
@@ -70,58 +71,58 @@ def _calls(shape, pass_: str, input, weight, grad_output, algorithm: str):
     if pass_ == "forward":
         return (
             lambda: torch.convolution(input, weight, None, stride, padding, dilation, False, zeros, groups),
-            lambda: ops.convolution(input, weight, None, *parameters, algorithm),
+            lambda: ops.convolution(input, weight, None, *rest, algorithm),
         )
     if pass_ == "backward_input":
         size = list(input.shape)
         return (
             lambda: _torch_backward(shape, grad_output, input, weight, [True, False, False])[0],
-            lambda: ops.convolution_backward_input(grad_output, weight, None, size, *parameters, algorithm),
+            lambda: ops.convolution_backward_input(grad_output, weight, None, size, *rest, algorithm),
         )
     size = list(weight.shape)
     return (
         lambda: _torch_backward(shape, grad_output, input, weight, [False, True, False])[1],
-        lambda: ops.convolution_backward_weight(grad_output, input, size, *parameters, algorithm),
+        lambda: ops.convolution_backward_weight(grad_output, input, size, *rest, algorithm),
     )
 
 
 def _torch_backward(shape, grad_output, input, weight, mask):
-    stride, padding, dilation, groups = _parameters(shape)
+    stride, padding, dilation, groups = parameters(shape)
     return torch.ops.aten.convolution_backward(
         grad_output, input, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, mask
     )
 
 
-def _in_channels_last(tensor: torch.Tensor) -> torch.Tensor:
+def in_channels_last(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dim() == 3:
         return tensor.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
     return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
 
 
-def _error(result: torch.Tensor, reference: torch.Tensor) -> float:
+def error(result: torch.Tensor, reference: torch.Tensor) -> float:
     return ((result.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-300)).item()
 
 
 def measure_shape(shape: shapes.ConvShape, batch: int, pass_: str, options) -> dict:
     """One pass of one shape: errors against float64 first, then times in turns."""
     dtype = DTYPES[options.dtype]
-    operands = _operands(shape, batch, dtype, pass_)
-    reference = _calls(shape, pass_, *(t.double() for t in operands), "auto")[0]()
+    tensors_given = operands(shape, batch, dtype, pass_)
+    reference = calls(shape, pass_, *(t.double() for t in tensors_given), "auto")[0]()
     contenders, errors = {}, {}
-    for label, tensors in (("nchw", operands), ("nhwc", [_in_channels_last(t) for t in operands])):
-        theirs, ours = _calls(shape, pass_, *tensors, options.algorithm)
+    for label, tensors in (("nchw", tensors_given), ("nhwc", [in_channels_last(t) for t in tensors_given])):
+        theirs, ours = calls(shape, pass_, *tensors, options.algorithm)
         contenders[f"torch {label}"], contenders[f"ours {label}"] = theirs, ours
         for name, call in ((f"torch {label}", theirs), (f"ours {label}", ours)):
-            errors[name] = _error(call(), reference)
+            errors[name] = error(call(), reference)
     timing = measure.interleave(contenders, options.rounds, options.seconds)
     torch_best = timing.best(["torch nchw", "torch nhwc"])
     ours_best = timing.best(["ours nchw", "ours nhwc"])
     ratio, low, high = timing.ratio(torch_best, ours_best)
-    weight, output = operands[1], operands[2]
+    weight, output = tensors_given[1], tensors_given[2]
     flops = 2 * output.numel() * weight[0].numel()
     return {
         "shape": shape.name,
-        "algorithm": _chosen(shape, operands, pass_, options),
+        "algorithm": explain(shape, tensors_given, pass_).chosen if options.algorithm == "auto" else options.algorithm,
         "layers": shape.layers,
         "flops": flops,
         "microseconds": {name: timing.median(name) * 1e6 for name in contenders},
@@ -135,16 +136,14 @@ def measure_shape(shape: shapes.ConvShape, batch: int, pass_: str, options) -> d
     }
 
 
-def _chosen(shape, operands, pass_: str, options) -> str:
-    if options.algorithm != "auto":
-        return options.algorithm
-    input, weight, _ = operands
+def explain(shape: shapes.ConvShape, tensors, pass_: str):
+    """What `auto` thinks of one pass; of a transposed convolution, of the pass of its adjoint that computes it."""
+    input, weight, _ = tensors
     if shape.transposed:
         pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
-    choice = torch_convlab.explain_convolution(
-        input.shape, weight.shape, *_parameters(shape), pass_=pass_, dtype=input.dtype
+    return torch_convlab.explain_convolution(
+        input.shape, weight.shape, *parameters(shape), pass_=pass_, dtype=input.dtype
     )
-    return choice.chosen
 
 
 def is_wrong(record: dict, dtype: str) -> bool:
@@ -171,7 +170,7 @@ def run(options, progress) -> Result:
         "torch's",
     ]
     result = Result(name, columns)
-    records = []
+    records, peak = [], measure_machine().peak
     for index, shape in enumerate(chosen):
         record = measure_shape(shape, options.batch, options.pass_, options)
         records.append(record)
@@ -181,7 +180,8 @@ def run(options, progress) -> Result:
         result.failed |= wrong
         low, high = record["ratio_quartiles"]
         result.rows.append([
-            shape.name, str(shape.layers), record["algorithm"], f"{record['gflops']:.1f}", record["format"],
+            shape.name, str(shape.layers), record["algorithm"], f"{record['gflops']:.1f}",
+            f"{record['gflops'] * 1e9 / peak:.2f}", record["format"],
             "WRONG" if wrong else f"{record['ratio']:.2f}", f"{low:.2f}-{high:.2f}",
             f"{record['ratio_nchw']:.2f}", f"{record['ratio_nhwc']:.2f}", f"{error:.1e}", f"{theirs:.1e}",
         ])  # fmt: skip
@@ -196,5 +196,5 @@ def run(options, progress) -> Result:
             f"worst {worst['ratio']:.2f} ({worst['shape']}), best {best['ratio']:.2f} ({best['shape']})",
             f"geomean vs the better torch format: {measure.geomean(ratios):.2f}",
         ]
-        result.data = {"name": name, "geomean": measure.geomean(ratios), "shapes": records}
+        result.data = {"name": name, "peak_gflops": peak * 1e-9, "geomean": measure.geomean(ratios), "shapes": records}
     return result

@@ -15,6 +15,8 @@ import torch
 from conv import Result
 from shapes import ConvShape
 
+import torch_convlab
+
 FAMILIES = {
     "3x3 stride 1": """8x64x56x56->64 k3, 8x128x28x28->128 k3, 8x256x14x14->256 k3, 8x512x7x7->512 k3,
         1x128x112x112->128 k3, 1x512x28x28->512 k3, 1x64x56x56->64 k3, 32x32x16x16->32 k3, 2x48x61x35->80 k3""",
@@ -34,13 +36,14 @@ FAMILIES = {
     "grouped, 2-8 per group": """2x128x56x56->128 k3 g32, 2x256x28x28->256 k3 g32, 2x256x56x56->256 k3 g32,
         2x128x28x28->128 k3 g16, 2x128x28x28->128 k3 g64, 2x120x28x28->120 k3 g15, 2x256x56x56->256 k3 s2 g32,
         2x64x56x56->128 k3 g64""",
-    "grouped, wider": "2x512x14x14->512 k3 g32, 2x1024x7x7->1024 k3 g32, 2x128x28x28->128 k3 g4, 2x240x28x28->240 k1 g3",
+    "grouped, wider": """2x512x14x14->512 k3 g32, 2x1024x7x7->1024 k3 g32, 2x128x28x28->128 k3 g4,
+        2x240x28x28->240 k1 g3""",
     "few channels in": """64x1x28x28->20 k5, 64x1x28x28->32 k3 p0, 32x3x32x32->64 k3, 1x3x224x224->64 k3,
         1x3x224x224->32 k3 s2, 1x4x64x64->320 k3, 4x6x14x14->16 k5 p0""",
     "few channels out": "1x64x256x256->3 k3, 1x64x256x256->1 k1, 1x128x128x128->3 k7, 1x320x64x64->4 k3",
     "few channels in and out": "1x3x256x256->3 k3, 1x1x512x512->1 k11, 1x3x512x512->3 k1, 1x8x8x8->8 k3",
-    "patch embedding": """4x3x224x224->768 k16 s16, 2x3x224x224->96 k4 s4, 1x96x56x56->192 k2 s2, 2x3x224x224->1024 k14 s14,
-        1x64x56x56->64 k8 s8""",
+    "patch embedding": """4x3x224x224->768 k16 s16, 2x3x224x224->96 k4 s4, 1x96x56x56->192 k2 s2,
+        2x3x224x224->1024 k14 s14, 1x64x56x56->64 k8 s8""",
     "1-D dense": """1x512x3199->512 k3 s2 p0, 8x64x1024->64 k3 d4, 1x256x2000->256 k7, 1x128x12000->128 k11 d5,
         1x80x500->512 k7, 1x32x64000->1 k7, 1x1x16000->512 k10 s5 p0, 8x25x400->25 k7 p6 d2""",
     "3-D": """1x16x32x32x32->16 k3, 1x64x16x16x16->64 k3, 1x1x48x48x48->16 k3, 1x4x48x48x48->32 k3,
@@ -77,7 +80,7 @@ def parse(text: str) -> tuple[int, ConvShape]:
 def add_arguments(parser) -> None:
     parser.add_argument("--filter", default="", help="only families whose name contains this")
     parser.add_argument("--dtype", choices=conv.DTYPES, default="float32")
-    parser.add_argument("--algorithm", default="auto", choices=["auto", *conv.torch_convlab.algorithms()])
+    parser.add_argument("--algorithm", default="auto", choices=["auto", *torch_convlab.algorithms()])
     parser.add_argument("--verbose", action="store_true", help="print every shape on standard error")
 
 
