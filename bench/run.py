@@ -18,6 +18,7 @@ import conv
 import families
 import measure
 import norm
+import overhead
 import pool
 
 # What `all` runs, in under 25 minutes on 2 cores. Results of each go to results/.
@@ -30,8 +31,11 @@ ALL = (
     "algorithms --rounds 3 --seconds 0.004 --threads 2",
     "norm --rounds 5 --threads 2",
     "pool --rounds 5 --threads 2",
+    "overhead --threads 1",
 )
-VERBS = {"algorithms": algorithms, "conv": conv, "families": families, "norm": norm, "pool": pool}
+VERBS = {
+    "algorithms": algorithms, "conv": conv, "families": families, "norm": norm, "overhead": overhead, "pool": pool,
+}  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -149,6 +149,32 @@ def test_no_graph_without_need():
         assert F.conv2d(input, weight).is_inference()
 
 
+class Wrapped(torch.Tensor):
+    """A tensor that stands for another, which operators then see: only that one wants a gradient."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        self = torch.Tensor._make_subclass(cls, torch.zeros_like(inner))
+        self.inner = inner
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if isinstance(function, torch._ops.OpOverload):
+            arguments = [value.inner if isinstance(value, cls) else value for value in arguments]
+        return super().__torch_function__(function, types, arguments, options)
+
+
+def test_torch_function_may_differentiate():
+    """Where no operand asks for a gradient the kernel is called below autograd, but not past a __torch_function__."""
+    input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
+    wrapped = Wrapped(weight)
+    assert not wrapped.requires_grad
+    (actual,) = torch.autograd.grad(F.conv2d(input, wrapped).sum(), weight)
+    (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(input, weight).sum(), weight)
+    torch.testing.assert_close(actual.as_subclass(torch.Tensor), expected)
+
+
 # --- torch.func -----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,25 @@ import torch
 from torch.autograd import forward_ad
 
 _functorch_active = torch._C._are_functorch_transforms_active
+_has_torch_function = torch.overrides.has_torch_function_variadic
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def kernel(name: str) -> Callable:
+    """Return the callable for operator ``convlab::name`` where nothing is to be differentiated.
+
+    `torch.library.register_autograd` puts a Python function in the dispatcher's way, 7 us for finding out just that;
+    this passes below it. Not for tensors and modes with a ``__torch_function__``, which may differentiate by their own.
+    """
+    operator = getattr(torch.ops.convlab, name).default
+
+    def call(*arguments):
+        if _has_torch_function(*arguments):
+            return operator(*arguments)
+        with _BelowAutograd():
+            return operator(*arguments)
+
+    return call
 
 
 def entry(function: type[torch.autograd.Function], name: str) -> Callable:
@@ -20,9 +39,10 @@ def entry(function: type[torch.autograd.Function], name: str) -> Callable:
     - under a functorch transform, ``Function.apply``, which knows vmap, jvp and nesting;
     - when a gradient or a forward-mode tangent is wanted, the C++ apply below it: the Python one only adds the
       binding of default arguments, 15 us of it;
-    - otherwise the bare operator.
+    - otherwise the kernel: see `kernel`, which the Function's ``forward`` calls too.
     """
     operator = getattr(torch.ops.convlab, name).default
+    bare = kernel(name)
     torch.library.register_autograd(operator, function.backward, setup_context=function.setup_context)
     apply = super(torch.autograd.Function, function).apply
     python_apply = function.apply
@@ -39,7 +59,7 @@ def entry(function: type[torch.autograd.Function], name: str) -> Callable:
             for argument in arguments:
                 if isinstance(argument, is_tensor) and argument.requires_grad:
                     return apply(*arguments)
-        return operator(*arguments)
+        return bare(*arguments)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = function.__doc__

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function
 
-from ._entry import add, entry, vmap_by_loop
+from ._entry import add, entry, kernel, vmap_by_loop
 from ._normalization_formulas import Normalization, View, computing
 
 
@@ -196,9 +196,9 @@ class BatchNormBackward(Function):
         return vmap_by_loop(batch_norm_backward)(info, in_dims, *arguments)
 
 
-_batch_norm_train = torch.ops.convlab.batch_norm_train.default
-_batch_norm_eval = torch.ops.convlab.batch_norm_eval.default
-_batch_norm_backward = torch.ops.convlab.batch_norm_backward.default
+_batch_norm_train = kernel("batch_norm_train")
+_batch_norm_eval = kernel("batch_norm_eval")
+_batch_norm_backward = kernel("batch_norm_backward")
 
 batch_norm_train = entry(BatchNormTrain, "batch_norm_train")
 batch_norm_eval = entry(BatchNormEval, "batch_norm_eval")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function
 
-from ._entry import add, batched, entry, vmap_by_loop
+from ._entry import add, batched, entry, kernel, vmap_by_loop
 
 
 def _sum_over_channels(grad: torch.Tensor) -> torch.Tensor:
@@ -186,9 +186,9 @@ class ConvolutionBackwardWeight(Function):
         return vmap_by_loop(convolution_backward_weight)(info, in_dims, *arguments)
 
 
-_forward = torch.ops.convlab.convolution.default
-_backward_input = torch.ops.convlab.convolution_backward_input.default
-_backward_weight = torch.ops.convlab.convolution_backward_weight.default
+_forward = kernel("convolution")
+_backward_input = kernel("convolution_backward_input")
+_backward_weight = kernel("convolution_backward_weight")
 
 convolution = entry(Convolution, "convolution")
 convolution_backward_input = entry(ConvolutionBackwardInput, "convolution_backward_input")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function, forward_ad
 
-from ._entry import batched, entry
+from ._entry import batched, entry, kernel
 
 
 def _without_taps(taps: torch.Tensor, output: torch.Tensor) -> bool:
@@ -320,15 +320,15 @@ class AdaptiveAvgPoolBackward(Function):
         return adaptive_avg_pool_backward(grad_output, input_size).unflatten(0, (info.batch_size, -1)), 0
 
 
-_max_pool = torch.ops.convlab.max_pool.default
-_adaptive_max_pool = torch.ops.convlab.adaptive_max_pool.default
-_max_pool_indices = torch.ops.convlab.max_pool_indices.default
-_max_pool_backward = torch.ops.convlab.max_pool_backward.default
-_max_pool_gather = torch.ops.convlab.max_pool_gather.default
-_avg_pool = torch.ops.convlab.avg_pool.default
-_avg_pool_backward = torch.ops.convlab.avg_pool_backward.default
-_adaptive_avg_pool = torch.ops.convlab.adaptive_avg_pool.default
-_adaptive_avg_pool_backward = torch.ops.convlab.adaptive_avg_pool_backward.default
+_max_pool = kernel("max_pool")
+_adaptive_max_pool = kernel("adaptive_max_pool")
+_max_pool_indices = kernel("max_pool_indices")
+_max_pool_backward = kernel("max_pool_backward")
+_max_pool_gather = kernel("max_pool_gather")
+_avg_pool = kernel("avg_pool")
+_avg_pool_backward = kernel("avg_pool_backward")
+_adaptive_avg_pool = kernel("adaptive_avg_pool")
+_adaptive_avg_pool_backward = kernel("adaptive_avg_pool_backward")
 
 max_pool = entry(MaxPool, "max_pool")
 adaptive_max_pool = entry(AdaptiveMaxPool, "adaptive_max_pool")

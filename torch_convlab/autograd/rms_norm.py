@@ -6,10 +6,9 @@ formulas are in `_normalization_formulas`.
 
 from __future__ import annotations
 
-import torch
 from torch.autograd import Function
 
-from ._entry import entry, vmap_by_loop
+from ._entry import entry, kernel, vmap_by_loop
 from ._normalization_formulas import Normalization
 from .group_norm import _layer_view
 
@@ -108,8 +107,8 @@ class RMSNormBackward(Function):
         return vmap_by_loop(rms_norm_backward)(info, in_dims, *arguments)
 
 
-_rms_norm = torch.ops.convlab.rms_norm.default
-_rms_norm_backward = torch.ops.convlab.rms_norm_backward.default
+_rms_norm = kernel("rms_norm")
+_rms_norm_backward = kernel("rms_norm_backward")
 
 rms_norm = entry(RMSNorm, "rms_norm")
 rms_norm_backward = entry(RMSNormBackward, "rms_norm_backward")

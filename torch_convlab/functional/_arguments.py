@@ -21,8 +21,10 @@ def integer(value, name: str):
 
 def expand(value, count: int, name: str = "value") -> list[int]:
     """`value`, one integer or a sequence, as the list the operators take; lengths are checked there."""
+    if isinstance(value, int):
+        return [value] * count
     if isinstance(value, (list, tuple)):
-        values = [integer(item, name) for item in value]
+        values = [item if isinstance(item, int) else integer(item, name) for item in value]
         return values * count if len(values) == 1 else values
     return [integer(value, name)] * count
 
@@ -38,16 +40,19 @@ def check_dimensions(name: str, input: torch.Tensor, spatial: int) -> bool:
     """Whether `input` is unbatched; raises unless it is a tensor of spatial+1 (unbatched) or spatial+2 dimensions."""
     if not isinstance(input, torch.Tensor):
         check_tensors(input=input)
-    if input.dim() not in (spatial + 1, spatial + 2):
+    missing = spatial + 2 - input.dim()
+    if missing not in (0, 1):
         raise RuntimeError(
             f"Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input to {name}, "
             f"but got input of size: {list(input.shape)}"
         )
-    return input.dim() == spatial + 1
+    return missing == 1
 
 
 def autocast(*tensors):
     """The tensors in autocast's dtype where it is on for their device: what torch does for matrix products."""
+    if not torch._C._is_any_autocast_enabled():  # a third of what asking for the device's costs
+        return tensors
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
         return tensors
