@@ -17,6 +17,7 @@ import algorithms
 import conv
 import families
 import measure
+import model
 import norm
 import overhead
 import pool
@@ -34,7 +35,8 @@ ALL = (
     "overhead --threads 1",
 )
 VERBS = {
-    "algorithms": algorithms, "conv": conv, "families": families, "norm": norm, "overhead": overhead, "pool": pool,
+    "algorithms": algorithms, "conv": conv, "families": families, "model": model, "norm": norm, "overhead": overhead,
+    "pool": pool,
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
