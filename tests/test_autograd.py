@@ -7,6 +7,7 @@ see that, so each operator goes through all of them.
 from __future__ import annotations
 
 import inspect
+import sys
 
 import pytest
 import torch
@@ -147,6 +148,29 @@ def test_no_graph_without_need():
         assert not F.conv2d(input, weight).requires_grad
     with torch.inference_mode():
         assert F.conv2d(input, weight).is_inference()
+
+
+def enters_the_autograd_kernel(compute) -> bool:
+    """Whether `compute` calls the Python function of `torch.library.register_autograd`."""
+    files = set()
+    sys.setprofile(lambda frame, *_: files.add(frame.f_code.co_filename))
+    try:
+        compute()
+    finally:
+        sys.setprofile(None)
+    return torch._library.autograd.__file__ in files
+
+
+def test_the_autograd_kernel_is_passed_by():
+    """It would double the time of a small call."""
+    input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    arguments = input, weight, None, [1, 1], [0, 0], [1, 1], 1, "auto"
+    assert enters_the_autograd_kernel(lambda: torch.ops.convlab.convolution(*arguments))
+    assert not enters_the_autograd_kernel(lambda: F.conv2d(input, weight))
+    input.requires_grad_()
+    weight.requires_grad_()
+    assert not enters_the_autograd_kernel(lambda: F.conv2d(input, weight).sum().backward())
+    assert weight.grad is not None
 
 
 class Wrapped(torch.Tensor):
