@@ -1,7 +1,7 @@
 """The verb `algorithms`: what `auto` chose, how much slower than the best algorithm it was, and every one's error.
 
-Regret is the time of the chosen algorithm over that of the fastest one, less one. Errors are max|error| / max|reference|
-against float64, of each algorithm in both memory formats, beside torch's own.
+Regret is the time of the chosen algorithm over that of the fastest one, less one. Errors are max|error| over
+max|reference| against float64, of each algorithm in both memory formats, beside torch's own.
 """
 
 from __future__ import annotations

@@ -40,13 +40,16 @@ class GemmWeight {
     pixels_ = geometry_.batch * geometry_.output_pixels();
     blocks_ = divide_up(pixels_, kBlockPixels);
     const int64_t partial_bytes = geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
-    chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_));
+    // Parts of the weight are better tasks than chunks of pixels, whose sums must be added up afterwards.
+    part_size_ = std::min(filters_, kPartFilters);
+    part_count_ = divide_up(filters_, part_size_);
+    chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_ * part_count_));
     chunks_ = std::max<int64_t>(1, std::min(chunks_, kMaxPartialBytes / partial_bytes));
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.run_tasks = chunks_ * geometry_.groups * split_count_;
+    plan.run_tasks = chunks_ * geometry_.groups * split_count_ * part_count_;
     plan.finish_tasks = geometry_.groups * divide_up(rows_, kFinishRows);
     plan.shared_bytes = chunks_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
@@ -55,8 +58,11 @@ class GemmWeight {
     return plan;
   }
 
-  // One chunk of pixels and one part of the gathered matrix.
+  // One chunk of pixels, one part of the filters and one of the gathered matrix.
   void run(void* scratch, int64_t task) const {
+    const int64_t first = task % part_count_ * part_size_;
+    const Filters filters{first, std::min(part_size_, filters_ - first)};
+    task /= part_count_;
     const int64_t split = task % split_count_, group = task / split_count_ % geometry_.groups;
     const int64_t chunk = task / split_count_ / geometry_.groups;
     Carver carver(scratch);
@@ -66,9 +72,9 @@ class GemmWeight {
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t begin = block * kBlockPixels, pixels = std::min(kBlockPixels, pixels_ - begin);
       if (last_)
-        multiply_channels_last(phase, group, chunk, split, begin, pixels, block > first_block, s);
+        multiply_channels_last(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
       else
-        multiply_channels_first(phase, group, chunk, split, begin, pixels, block > first_block, s);
+        multiply_channels_first(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
     }
   }
 
@@ -93,6 +99,7 @@ class GemmWeight {
 
  private:
   static constexpr int64_t kBlockPixels = 256;  // one chain of additions
+  static constexpr int64_t kPartFilters = 256;  // filters of a task
   static constexpr int64_t kSplitPanels = 4;    // columns of a task, channels last
   static constexpr int64_t kSplitRows = 288;    // rows of a task, channels first
   static constexpr int64_t kEnoughTasks = 16;
@@ -100,6 +107,9 @@ class GemmWeight {
   static constexpr int kFinishRows = lanes<A>;
   static constexpr int64_t kRowPitch = kBlockPixels + lanes<A>;  // off a power of two: rows would share cache sets
 
+  struct Filters {
+    int64_t first, count;
+  };
   struct Scratch {
     A* gathered;  // channels last: [panel][pixel][column]; channels first: [row][pixel]
     A* gradient;  // channels last: [filter/lanes][pixel][lane]; channels first: [panel][pixel][filter]
@@ -112,7 +122,7 @@ class GemmWeight {
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
     const int64_t gathered = last_ ? kSplitPanels * kPanel<A> * kBlockPixels : split_size_ * taps * kRowPitch;
-    const int64_t gradient = round_up(filters_, lanes<A>) * (kBlockPixels + 1);
+    const int64_t gradient = round_up(part_size_, lanes<A>) * (kBlockPixels + 1);
     return {carver.take<A>(gathered),         carver.take<A>(gradient),   carver.take<Run>(kBlockPixels),
             carver.take<const A*>(kTileRows), carver.take<A*>(kTileRows), carver.take<const A*>(kTileRows)};
   }
@@ -123,10 +133,10 @@ class GemmWeight {
 
   // ---- channels last: rows are filters, columns are (tap, channel)
 
-  void multiply_channels_last(const Phase& phase, int64_t group, int64_t chunk, int64_t split, int64_t begin,
-                              int64_t pixels, bool accumulate, const Scratch& s) const {
+  void multiply_channels_last(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
+                              int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
     const int64_t block_pitch = kBlockPixels * lanes<A> + lanes<A>;
-    pack_gradient(group, begin, pixels, block_pitch, s.gradient);
+    pack_gradient(group, filters, begin, pixels, block_pitch, s.gradient);
     const int64_t first_column = split * split_size_, end_column = std::min(columns_, first_column + split_size_);
     const int64_t panels = divide_up(end_column - first_column, kPanel<A>);
     for (int64_t panel = 0; panel < panels; ++panel)
@@ -137,28 +147,29 @@ class GemmWeight {
     product.outputs = s.outputs;
     product.depth = pixels;
     product.accumulate = accumulate;
-    const int64_t tiles = divide_up(filters_, kTileRows);
+    const int64_t tiles = divide_up(filters.count, kTileRows);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t column = first_column + panel * kPanel<A>;
       const A* gathered = s.gathered + panel * kPanel<A> * kBlockPixels;
       product.panels = &gathered;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t row = filters_ * tile / tiles, height = filters_ * (tile + 1) / tiles - row;
+        const int64_t row = filters.count * tile / tiles, height = filters.count * (tile + 1) / tiles - row;
         for (int64_t r = 0; r < height; ++r) {
           s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A>;
-          s.outputs[r] = partial(chunk, group, row + r) + column;
+          s.outputs[r] = partial(chunk, group, filters.first + row + r) + column;
         }
         tile_kernel<A, lanes<A>>(static_cast<int>(height), panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
       }
     }
   }
 
-  void pack_gradient(int64_t group, int64_t begin, int64_t pixels, int64_t block_pitch, A* target) const {
+  void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, int64_t block_pitch,
+                     A* target) const {
     const int64_t stride = geometry_.out_channels;
-    const T* source = arguments_.output + begin * stride + group * filters_;
+    const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
     for (int64_t p = 0; p < pixels; ++p, source += stride)
-      for (int64_t k = 0; k < filters_; k += lanes<A>) {
-        const int64_t left = filters_ - k;
+      for (int64_t k = 0; k < filters.count; k += lanes<A>) {
+        const int64_t left = filters.count - k;
         store(target + k / lanes<A> * block_pitch + p * lanes<A>,
               left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
       }
@@ -208,8 +219,8 @@ class GemmWeight {
 
   // ---- channels first: rows are (channel, tap), columns are filters
 
-  void multiply_channels_first(const Phase& phase, int64_t group, int64_t chunk, int64_t split, int64_t begin,
-                               int64_t pixels, bool accumulate, const Scratch& s) const {
+  void multiply_channels_first(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
+                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
     const int64_t taps = geometry_.taps(), first_channel = split * split_size_;
     const int64_t channels = std::min(split_size_, channels_ - first_channel);
     PixelWalk pixel(phase, begin);
@@ -224,7 +235,7 @@ class GemmWeight {
     const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * image,
                                  geometry_.in_channels * image, image, geometry_.input, channels};
     gather(source, phase, s.runs, run_count, s.gathered, taps, 1);
-    transpose_gradient(group, begin, pixels, s.gradient);
+    transpose_gradient(group, filters, begin, pixels, s.gradient);
 
     TileProduct<A> product;
     product.rows = s.rows;
@@ -232,31 +243,32 @@ class GemmWeight {
     product.depth = pixels;
     product.accumulate = accumulate;
     const int64_t rows = channels * taps, tiles = divide_up(rows, kTileRows);
-    for (int64_t column = 0; column < filters_; column += kPanel<A>) {
+    for (int64_t column = 0; column < filters.count; column += kPanel<A>) {
       const A* panel = s.gradient + column * kBlockPixels;
       product.panels = &panel;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = rows * tile / tiles, height = rows * (tile + 1) / tiles - row;
         for (int64_t r = 0; r < height; ++r) {
           s.rows[r] = s.gathered + (row + r) * kRowPitch;
-          s.outputs[r] = partial(chunk, group, first_channel * taps + row + r) + column;
+          s.outputs[r] = partial(chunk, group, first_channel * taps + row + r) + filters.first + column;
         }
-        tile_kernel<A, 1>(static_cast<int>(height), panel_width<A>(filters_ - column, 0) / lanes<A>)(product);
+        tile_kernel<A, 1>(static_cast<int>(height), panel_width<A>(filters.count - column, 0) / lanes<A>)(product);
       }
     }
   }
 
   // [filter][pixel] of up to several images -> [panel][pixel][filter]
-  void transpose_gradient(int64_t group, int64_t begin, int64_t pixels, A* target) const {
+  void transpose_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, A* target) const {
     const int64_t image = geometry_.output_pixels();
     for (int64_t done = 0; done < pixels;) {
       const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
       const int64_t length = std::min(pixels - done, image - pixel);
-      const T* source = arguments_.output + (n * geometry_.out_channels + group * filters_) * image + pixel;
-      for (int64_t column = 0; column < filters_; column += lanes<A>) {
+      const T* source =
+          arguments_.output + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
+      for (int64_t column = 0; column < filters.count; column += lanes<A>) {
         const int64_t panel = column / kPanel<A> * kPanel<A>;
-        const int width = panel_width<A>(filters_ - panel, 0);
-        transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters_ - column), length,
+        const int width = panel_width<A>(filters.count - panel, 0);
+        transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters.count - column), length,
                          target + panel * kBlockPixels + done * width + column - panel, width);
       }
       done += length;
@@ -280,7 +292,8 @@ class GemmWeight {
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
   bool last_;
-  int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, pixels_, blocks_, chunks_;
+  int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
+  int64_t pixels_, blocks_, chunks_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA
