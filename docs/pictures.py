@@ -79,6 +79,18 @@ def winograd():
     return figure
 
 
+def direct():
+    """Which channel each lane reads, step after step: 8 written channels in 4 groups of 2."""
+    figure, axes = pyplot.subplots(3, 1, figsize=(5, 3.6))
+    lanes = range(8)
+    number_grid(axes[0], [[f"y{lane}" for lane in lanes]], "one vector: written channels of four groups")
+    for step, one in enumerate(axes[1:]):
+        number_grid(one, [[f"x{lane // 2 * 2 + step}" for lane in lanes]], f"a pixel over the lanes, step {step}")
+        for group in range(4):
+            mark(one, 0, 2 * group, 1, 2, color=OURS if group % 2 else THEIRS)
+    return figure
+
+
 def depthwise():
     """The weights as a matrix from input channels to output channels: dense, grouped, depthwise."""
     figure, axes = pyplot.subplots(1, 3, figsize=(8, 3))
@@ -119,7 +131,7 @@ def report(folder: Path):
 def main():
     IMAGES.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    for draw in (naive, implicit_gemm, winograd, depthwise):
+    for draw in (naive, implicit_gemm, winograd, direct, depthwise):
         with style():
             save(draw(), IMAGES / f"{draw.__name__}.png", dpi=90)
     save(lab.gradients().draw(), IMAGES / "gradients.png", dpi=80)

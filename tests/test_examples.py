@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-NEEDS_LAB = {"lecture"}
+NEEDS_LAB, STARTS_PROCESSES = {"lecture"}, {"sync_batch_norm"}
 SHOWN = {
     "add_your_own_algorithm": ["gradients: right", "fft cannot compute this convolution: the spectrum is"],
     "convert_a_model": ["are computed by torch_convlab", "the same parameter as before: True", "reverted: torch.nn"],
@@ -22,6 +25,7 @@ SHOWN = {
     "pick_an_algorithm": [
         "3x3: auto takes winograd", "depthwise: auto takes depthwise", "winograd needs stride 1, but stride is",
     ],
+    "sync_batch_norm": ["alone         processes differ by ", "synchronized  processes differ by "],
     "winograd_accuracy": ["channels  implicit_gemm  winograd", "     512  ", "{'naive': 9, 'winograd': "],
 }  # fmt: skip
 
@@ -31,8 +35,15 @@ def test_example(name, capsys):
     if name in NEEDS_LAB:
         pytest.importorskip("rich")
         pytest.importorskip("matplotlib")
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    if name in STARTS_PROCESSES:
+        command = [sys.executable, str(FOLDER / f"{name}.py")]
+        environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    else:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        printed = capsys.readouterr().out
     for expected in SHOWN[name]:
         assert expected in printed
 
