@@ -6,7 +6,7 @@
 // shared memory, then every block of sums (some input channels x a panel of filters, all 36 points) adds the round's
 // products to itself. A block belongs to one task, so there is no reduction: same bits for every number of threads.
 // Cost: multiply_adds()/4 plus the transforms and, per round, reading and writing the sums.
-// Memory: 4 x the weights for the sums, and 36 x kRoundTiles x (input channels + filters).
+// Memory: 4 x the weights for the sums if there are several rounds, and 36 x kRoundTiles x (input channels + filters).
 // Limits: as in conv_winograd_tiles.h; each chain of additions covers one round.
 #pragma once
 #include "conv_winograd_tiles.h"
@@ -33,14 +33,19 @@ class WinogradWeight {
     channel_blocks_ = divide_up(channels_, lanes<A>);
     panels_ = divide_up(filters_, kPanel<A>);
     block_pitch_ = round_tiles_ * lanes<A> + lanes<A>;
+    // Large blocks read the transformed tensors less often; how they are cut does not change a sum.
+    int64_t vectors = kBlockVectors;
+    while (vectors > 1 && g_.groups * divide_up(channel_blocks_, vectors) * panels_ < enough_tasks(arguments.threads))
+      vectors /= 2;
+    block_channels_ = vectors * lanes<A>;
+    blocks_ = divide_up(channel_blocks_, vectors);
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
     plan.rounds = rounds_;
     plan.prepare_tasks = g_.groups * round_rows_ * 2;
-    plan.run_tasks = g_.groups * channel_blocks_ * panels_;
-    plan.finish_tasks = g_.groups * channel_blocks_ * panels_;
+    plan.run_tasks = g_.groups * blocks_ * panels_;
     Carver count(nullptr);
     carve_shared(count);
     plan.shared_bytes = count.used();
@@ -71,14 +76,15 @@ class WinogradWeight {
       transform_gradient(group, n, y, first, target, s);
   }
 
-  // All points of one block of sums.
-  void run(void*, int64_t task) const {
+  // All points of one block of sums; after the last round, the block's weights.
+  void run(void* scratch, int64_t task) const {
     const Shared shared = carve_shared();
-    const int64_t panel = task % panels_, block = task / panels_ % channel_blocks_;
-    const int64_t group = task / panels_ / channel_blocks_;
-    const int width = panel_width<A>(filters_, panel);
-    const int64_t rows = std::min<int64_t>(lanes<A>, channels_ - block * lanes<A>), tiles = divide_up(rows, kTileRows);
-    A* sums = shared.sums + task * sums_size();
+    const Block block = block_at(task);
+    const int width = panel_width<A>(filters_, block.panel);
+    const int64_t tiles = divide_up(block.rows, kTileRows);
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    A* sums = rounds_ == 1 ? s.sums : shared.sums + task * sums_size();
     const A* row[kTileRows];
     A* output[kTileRows];
     TileProduct<A> product;
@@ -87,77 +93,100 @@ class WinogradWeight {
     product.depth = round_tiles_;
     product.accumulate = arguments_.round > 0;
     for (int p = 0; p < kPoints; ++p) {
-      const A* input = shared.input + ((group * kPoints + p) * channel_blocks_ + block) * block_pitch_;
-      const A* gradient = shared.gradient + ((group * kPoints + p) * panels_ + panel) * panel_size();
+      const A* input = shared.input + (block.group * kPoints + p) * channel_blocks_ * block_pitch_;
+      const A* gradient = shared.gradient + ((block.group * kPoints + p) * panels_ + block.panel) * panel_size();
       product.panels = &gradient;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t begin = rows * tile / tiles, height = rows * (tile + 1) / tiles - begin;
+        const int64_t begin = block.rows * tile / tiles, height = block.rows * (tile + 1) / tiles - begin;
         for (int64_t r = 0; r < height; ++r) {
-          row[r] = input + begin + r;
-          output[r] = sums + (p * lanes<A> + begin + r) * kPanel<A>;
+          const int64_t channel = block.first_channel + begin + r;
+          row[r] = input + channel / lanes<A> * block_pitch_ + channel % lanes<A>;
+          output[r] = sums + (p * block_channels_ + begin + r) * kPanel<A>;
         }
         tile_kernel<A, lanes<A>>(static_cast<int>(height), width / lanes<A>)(product);
       }
     }
-  }
-
-  // G^T sums G of one block, into the weight.
-  void finish(int64_t task) const {
-    constexpr const auto& matrices = winograd_adjoint<M, R>;
-    const int64_t panel = task % panels_, block = task / panels_ % channel_blocks_;
-    const int64_t group = task / panels_ / channel_blocks_;
-    const int width = panel_width<A>(filters_, panel);
-    const int64_t rows = std::min<int64_t>(lanes<A>, channels_ - block * lanes<A>);
-    const A* sums = carve_shared().sums + task * sums_size();
-    for (int64_t c = 0; c < rows; ++c)
-      for (int lane = 0; lane < width; lane += lanes<A>) {
-        vec<A> half[R * N], w[R * R];
-        for (int x = 0; x < N; ++x) {
-          vec<A> u[N];
-          CONVLAB_UNROLL for (int y = 0; y < N; ++y) u[y] =
-              load(sums + ((y * N + x) * lanes<A> + c) * kPanel<A> + lane);
-          transform<A>(matrices.weight, u, 1, half + x, N);
-        }
-        CONVLAB_UNROLL for (int y = 0; y < R; ++y) transform<A>(matrices.weight, half + y * N, 1, w + y * R, 1);
-        const int64_t first = panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
-        T* target = arguments_.weight + (group * filters_ + first) * arguments_.weight_stride_filter() +
-                    (block * lanes<A> + c) * arguments_.weight_stride_channel;
-        for (int tap = 0; tap < R * R; ++tap) {
-          A values[lanes<A>];
-          store(values, w[tap]);
-          for (int64_t k = 0; k < count; ++k)
-            target[k * arguments_.weight_stride_filter() + tap * arguments_.weight_stride_tap] =
-                from_accumulate<T>(values[k]);
-        }
-      }
+    if (arguments_.round == rounds_ - 1) store_weights(block, sums, s.weights);
   }
 
  private:
   static constexpr int64_t kRoundTiles = 128;
+  static constexpr int64_t kBlockVectors = 2;  // of channels in a block: its sums stay in L2
+  static constexpr int64_t kFilterPitch = round_up(lanes<A> * R * R, lanes<A>);
 
   struct Shared {
     A* input;     // [group][point][channel/lanes][tile][lane]
     A* gradient;  // [group][point][panel][tile][filter of the panel]
-    A* sums;      // [task][point][channel of the block][filter of the panel]
+    A* sums;      // [task][point][channel of the block][filter of the panel]; unused with one round
   };
   Shared carve_shared(Carver& carver) const {
     return {carver.take<A>(g_.groups * kPoints * channel_blocks_ * block_pitch_),
             carver.take<A>(g_.groups * kPoints * panels_ * panel_size()),
-            carver.take<A>(g_.groups * channel_blocks_ * panels_ * sums_size())};
+            carver.take<A>(rounds_ == 1 ? 0 : g_.groups * blocks_ * panels_ * sums_size())};
   }
   Shared carve_shared() const {
     Carver carver(arguments_.shared);
     return carve_shared(carver);
   }
   struct Scratch {
-    A* strip;  // [y][x][channel], channels first only
+    A* strip;    // [y][x][channel], channels first only
+    A* sums;     // of one block, if there is one round
+    A* weights;  // [weight of a filter][filter of the panel] of some channels, then transposed
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(last_ ? 0 : N * (tiles_[1] * M + R - 1) * strip_stride())};
+    return {carver.take<A>(last_ ? 0 : N * (tiles_[1] * M + R - 1) * strip_stride()),
+            carver.take<A>(rounds_ == 1 ? sums_size() : 0), carver.take<A>(2 * lanes<A> * kFilterPitch)};
   }
+
+  // Some input channels and a panel of filters of one group.
+  struct Block {
+    int64_t group, panel, first_channel, rows;
+  };
+  Block block_at(int64_t task) const {
+    const int64_t first = task / panels_ % blocks_ * block_channels_;
+    return {task / panels_ / blocks_, task % panels_, first, std::min(block_channels_, channels_ - first)};
+  }
+
+  // G^T sums G of one block, into the weight: for each vector of filters and of channels, [channel and tap][filter] is
+  // transposed, so that every filter's weights are written as they lie in memory.
+  void store_weights(const Block& block, const A* sums, A* weights) const {
+    constexpr const auto& matrices = winograd_adjoint<M, R>;
+    const int width = panel_width<A>(filters_, block.panel);
+    const bool taps_together = arguments_.weight_stride_tap == 1;
+    A* transposed = weights + lanes<A> * kFilterPitch;
+    for (int lane = 0; lane < width; lane += lanes<A>)
+      for (int64_t begin = 0; begin < block.rows; begin += lanes<A>) {
+        const int64_t channels = std::min<int64_t>(lanes<A>, block.rows - begin);
+        for (int64_t c = 0; c < channels; ++c) {
+          vec<A> half[R * N], w[R * R];
+          for (int x = 0; x < N; ++x) {
+            vec<A> u[N];
+            CONVLAB_UNROLL for (int y = 0; y < N; ++y) u[y] =
+                load(sums + ((y * N + x) * block_channels_ + begin + c) * kPanel<A> + lane);
+            transform<A>(matrices.weight, u, 1, half + x, N);
+          }
+          CONVLAB_UNROLL for (int y = 0; y < R; ++y) transform<A>(matrices.weight, half + y * N, 1, w + y * R, 1);
+          for (int tap = 0; tap < R * R; ++tap)
+            store(weights + (taps_together ? c * R * R + tap : tap * channels + c) * lanes<A>, w[tap]);
+        }
+        transpose_matrix(weights, lanes<A>, channels * R * R, lanes<A>, transposed, kFilterPitch);
+        const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
+        T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
+                    (block.first_channel + begin) * arguments_.weight_stride_channel;
+        const Epilogue<T> plain;
+        for (int64_t k = 0; k < count; ++k, target += arguments_.weight_stride_filter())
+          if (taps_together)
+            plain.store_row(target, transposed + k * kFilterPitch, channels * R * R);
+          else
+            for (int tap = 0; tap < R * R; ++tap)
+              plain.store_row(target + tap * arguments_.weight_stride_tap,
+                              transposed + k * kFilterPitch + tap * channels, channels);
+      }
+  }
+
   int64_t strip_stride() const { return round_up(std::max(channels_, filters_), lanes<A>) + lanes<A>; }
   int64_t panel_size() const { return round_tiles_ * kPanel<A> + lanes<A>; }
-  static constexpr int64_t sums_size() { return kPoints * lanes<A> * kPanel<A>; }
+  int64_t sums_size() const { return kPoints * block_channels_ * kPanel<A>; }
 
   // A row of tiles behind the last: its products must be zero.
   void clear(bool input, A* target, int64_t first) const {
@@ -180,13 +209,13 @@ class WinogradWeight {
       for (int64_t c = 0; c < channels_; c += lanes<A>) {
         vec<A> half[N * N], d[N], point[N];
         for (int i = 0; i < N; ++i) {
-          for (int j = 0; j < N; ++j) d[j] = load_pixel(i, j, c);
+          CONVLAB_UNROLL for (int j = 0; j < N; ++j) d[j] = load_pixel(i, j, c);
           transform<A>(winograd<M, R>.input, d, 1, half + i * N, 1);
         }
         A* to = target + c / lanes<A> * block_pitch_ + (first + tile) * lanes<A>;
         for (int j = 0; j < N; ++j) {
           transform<A>(winograd<M, R>.input, half + j, N, point, 1);
-          for (int i = 0; i < N; ++i) store(to + (i * N + j) * channel_blocks_ * block_pitch_, point[i]);
+          CONVLAB_UNROLL for (int i = 0; i < N; ++i) store(to + (i * N + j) * channel_blocks_ * block_pitch_, point[i]);
         }
       }
     });
@@ -198,7 +227,7 @@ class WinogradWeight {
       for (int64_t k = 0; k < filters_; k += lanes<A>) {
         vec<A> half[M * N], d[M], point[N];
         for (int i = 0; i < M; ++i) {
-          for (int j = 0; j < M; ++j) d[j] = load_pixel(i, j, k);
+          CONVLAB_UNROLL for (int j = 0; j < M; ++j) d[j] = load_pixel(i, j, k);
           transform<A>(winograd_adjoint<M, R>.output, d, 1, half + i * N, 1);
         }
         const int64_t panel = k / kPanel<A>;
@@ -206,7 +235,7 @@ class WinogradWeight {
         A* to = target + panel * panel_size() + (first + tile) * width + k % kPanel<A>;
         for (int j = 0; j < N; ++j) {
           transform<A>(winograd_adjoint<M, R>.output, half + j, N, point, 1);
-          for (int i = 0; i < N; ++i) store(to + (i * N + j) * panels_ * panel_size(), point[i]);
+          CONVLAB_UNROLL for (int i = 0; i < N; ++i) store(to + (i * N + j) * panels_ * panel_size(), point[i]);
         }
       }
     });
@@ -229,6 +258,11 @@ class WinogradWeight {
       const T* image = plane.data + n * plane.height * plane.width * stride + group * channels;
       for (int64_t tile = 0; tile < tiles_[1]; ++tile) {
         const int64_t left = x + tile * M;
+        if (y >= 0 && y + Size <= plane.height && left >= 0 && left + Size <= plane.width && channels % lanes<A> == 0) {
+          const T* corner = image + (y * plane.width + left) * stride;
+          visit(tile, [&](int i, int j, int64_t c) { return load(corner + (i * plane.width + j) * stride + c); });
+          continue;
+        }
         visit(tile, [&](int i, int j, int64_t c) {
           const int64_t row = y + i, column = left + j;
           if (row < 0 || row >= plane.height || column < 0 || column >= plane.width) return vec<A>{};
@@ -249,7 +283,7 @@ class WinogradWeight {
   const ConvGeometry& g_;
   bool last_;
   int64_t channels_, filters_, tiles_[2], tile_rows_, round_rows_, rounds_, round_tiles_, channel_blocks_, panels_;
-  int64_t block_pitch_;
+  int64_t block_pitch_, block_channels_, blocks_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA
