@@ -5,6 +5,8 @@ BENCH ?= all
 
 # The kernels of every algorithm, pass and memory format, without the slow definition and the float64 copies of them.
 SANITIZED ?= tests/test_convolution.py tests/test_fused.py tests/test_pooling.py tests/test_normalization.py -k "not naive and not float64"
+STAGES ?= build test sanitize bench
+OUT ?= bench/results
 
 BIN := .venv/bin
 READY := .venv/.torch_convlab-installed
@@ -12,11 +14,11 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench sanitize docs clean
+.PHONY: help demo test lint bench sanitize docs clean cuda-check gpu emulator-sanitize
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(READY) ## train LeNet-5 on real digits, verify and time a ResNet-50, write report.html (DEMO="--quick": options)
 	$(BIN)/python -m torch_convlab demo $(DEMO)
@@ -44,6 +46,16 @@ sanitize: $(READY) ## run the C++-heavy tests under AddressSanitizer and UBSan, 
 docs: $(READY) ## build the guides and the API reference as HTML into build/docs
 	$(BIN)/python -m pip install --quiet -e '.[docs]' --no-build-isolation
 	$(BIN)/python -m sphinx -q -b html docs build/docs
+
+cuda-check: $(READY) ## compile the CUDA kernels with nvcc and check registers, spills and machine code; no GPU needed
+	@$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump || true
+	$(BIN)/python tools/cuda_check.py
+
+emulator-sanitize: $(READY) ## run the CUDA kernels in the emulator under AddressSanitizer and ThreadSanitizer
+	$(BIN)/python tools/sanitize.py address thread
+
+gpu: ## on a machine with a GPU: build, test and time the CUDA kernels (STAGES="build test sanitize bench", OUT=folder)
+	$(PYTHON) tools/gpu.py --out $(OUT) $(STAGES)
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info torch_convlab/*.so $(READY) .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,8 @@
 """Builds the one extension module, torch_convlab._C, against the installed torch.
 
 Environment: MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g), USE_CUDA=0 (never build CUDA kernels),
-FORCE_CUDA=1 (build them although no GPU is visible), TORCH_CUDA_ARCH_LIST (as torch reads it).
+FORCE_CUDA=1 (fail if they cannot be built), TORCH_CUDA_ARCH_LIST (as torch reads it; without it, the GPUs found
+here, or 8.0 and 9.0).
 """
 
 from __future__ import annotations
@@ -51,20 +52,16 @@ def first_line(command: list[str]) -> str:
     return output.strip().splitlines()[0] if output.strip() else ""
 
 
-def cuda_decision(sources: list[str]) -> tuple[bool, str]:
+def cuda_decision() -> tuple[bool, str]:
     """Whether to build CUDA kernels, and why."""
     use, force = os.environ.get("USE_CUDA", "1"), os.environ.get("FORCE_CUDA", "0") == "1"
     nvcc = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"))
     if use == "0":
         return False, "USE_CUDA=0"
-    if not sources:
-        reason = "this version has no CUDA kernels yet"
-    elif torch.version.cuda is None:
+    if torch.version.cuda is None:
         reason = "this torch was built without CUDA"
     elif not nvcc:
         reason = "nvcc not found"
-    elif not (torch.cuda.is_available() or force):
-        reason = "no GPU visible; FORCE_CUDA=1 builds anyway"
     else:
         return True, f"CUDA {torch.version.cuda}, {nvcc}"
     if force:
@@ -86,7 +83,7 @@ def main() -> None:
         *(sources("csrc/cpu/avx2/*.cpp") + sources("csrc/cpu/avx512/*.cpp") if x86 else []),
     ]
     cuda_sources = sources("csrc/cuda/*.cu")
-    with_cuda, cuda_reason = cuda_decision(cuda_sources)
+    with_cuda, cuda_reason = cuda_decision()
 
     compiler = os.environ.get("CXX", "c++")
     found = [
@@ -101,6 +98,8 @@ def main() -> None:
         print(f"  {'✓' if value else '✗'} {what}: {value or 'not found'}")
     print(f"  {'✓' if with_cuda else '✗'} CUDA: {cuda_reason}", flush=True)
 
+    if with_cuda and not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     setup(
         # A fixed folder, so that installing again in place (pip install -e .) compiles only what changed.
@@ -110,6 +109,7 @@ def main() -> None:
                 "torch_convlab._C",
                 cxx_sources + (cuda_sources if with_cuda else []),
                 include_dirs=[pybind11.get_include()],
+                define_macros=[("CONVLAB_WITH_CUDA", None)] if with_cuda else [],
                 extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
                 extra_link_args=LINK_FLAGS,
             )

@@ -16,7 +16,6 @@ std::string size(const int64_t (&values)[kMaxSpatial]) {
 
 std::string winograd_refusal(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
-  if (problem.device == Device::cuda) return "winograd has no kernel for CUDA yet";
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
     return "winograd needs a 2-D 3x3 kernel, but the kernel is " + size(g.kernel) + " on an input of " + size(g.input);
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
@@ -89,6 +88,10 @@ double direct_cost(const ConvProblem& problem) {
 }  // namespace
 
 std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
+  const bool on_cuda =
+      algorithm == Algorithm::naive || algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::depthwise;
+  if (problem.device == Device::cuda && !on_cuda)
+    return std::string(algorithm_name(algorithm)) + " has no kernel for CUDA yet";
   switch (algorithm) {
     case Algorithm::winograd:
       return winograd_refusal(problem);

@@ -20,6 +20,9 @@ TORCH_LIBRARY_IMPL(convlab, CUDA, m) {
   m.impl("group_norm_backward", convlab::group_norm_backward);
   m.impl("layer_norm", convlab::layer_norm);
   m.impl("layer_norm_backward", convlab::layer_norm_backward);
+  m.impl("batch_norm_statistics", convlab::batch_norm_statistics);
+  m.impl("rms_norm", convlab::rms_norm);
+  m.impl("rms_norm_backward", convlab::rms_norm_backward);
   m.impl("max_pool", convlab::max_pool);
   m.impl("adaptive_max_pool", convlab::adaptive_max_pool);
   m.impl("max_pool_indices", convlab::max_pool_indices);

@@ -7,8 +7,24 @@ from pathlib import Path
 import emulator
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import torch_convlab
+
+
+class DrawOnCpu(TorchFunctionMode):
+    """Random numbers of a CPU generator are drawn on the CPU, then moved: the same operands on every device."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        generator = keywords.get("generator")
+        if generator is None or generator.device.type != "cpu" or "device" in keywords or "out" in keywords:
+            return function(*arguments, **keywords)
+        return function(*arguments, **keywords, device="cpu").to(self.device)
 
 
 def pytest_addoption(parser):
@@ -38,8 +54,12 @@ def reproducible(request):
     torch.set_num_threads(2)
     torch.manual_seed(0)
     device = request.config.option.device
-    if device == "emulated":
-        with emulator.emulated():
+    if device == "cuda":
+        # What a test makes without naming a device is on the GPU, and float32 keeps its digits.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.device("cuda"), DrawOnCpu("cuda"):
+            yield
+    elif device == "emulated":
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), emulator.emulated():
             yield
     else:
         yield

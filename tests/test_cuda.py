@@ -6,16 +6,25 @@ The tests of the operators themselves are run again with the emulator on. All of
 
 from __future__ import annotations
 
+import re
+
 import emulator
 import pytest
 import test_normalization
 import test_pooling
 import torch
 from cases import BY_NAME, PASSES, SMALL
-from helpers import DTYPES, FORMATS, check_pass, in_format, operands, run_pass
+from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, run_pass
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 300_000}
+LIMIT = {"naive": 200_000, "implicit_gemm": 1_500_000}
+
+
+@pytest.fixture(autouse=True)
+def float32_digits():
+    """Tolerances are those of float32: no tf32 unless a test asks for it."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +51,57 @@ def laid_out(case, dtype, format):
 )
 def test_convolution(case, algorithm):
     for dtype in DTYPES:
+        if dtype == torch.float64 and algorithm != "naive":
+            continue  # the naive kernels, again
         for format in FORMATS:
             for pass_ in PASSES:
                 with emulator.emulated() as launches:
                     actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
                     assert launches() > 0 or case.input[0] == 0
                 check_pass(case, pass_, algorithm, dtype, actual)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_tf32_is_used_where_torch_allows_it(format, tf32):
+    """Rounded operands lose 2^-11 each; split ones keep float32's digits."""
+    case = BY_NAME["3x3_valid_batch3"]
+    for pass_ in PASSES:
+        with emulator.emulated(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            actual = run_pass(case, pass_, "implicit_gemm", **laid_out(case, torch.float32, format))
+        expected = reference(case, torch.float32)[pass_]
+        error = ((actual.double() - expected).norm() / expected.norm()).item()
+        assert (1e-5 < error < 1e-3) if tf32 else error < 5e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("algorithm", LIMIT)
+def test_fused(algorithm, format, dtype):
+    """relu(convolution + bias + residual), rounded once."""
+    case = BY_NAME["3x3_valid_batch3"]
+    tensors = laid_out(case, dtype, format)
+    bias, residual = torch.randn(case.out_channels).to(dtype), in_format(tensors["grad_output"], format)
+    parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups
+    with emulator.emulated():
+        fused = torch.ops.convlab.convolution_fused(
+            tensors["input"], tensors["weight"], bias, residual, None, True, *parameters, algorithm
+        )
+    plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
+    allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1)
+    assert_within(fused, plain.relu(), allowed, "fused")
+
+
+def test_specials_pass_through_split_float32():
+    case = BY_NAME["grouped_stride2"]
+    for value in (float("nan"), float("inf"), float("-inf")):
+        tensors = laid_out(case, torch.float32, "channels_last")
+        tensors["input"][1, 7, 4, 4] = value
+        expected = run_pass(case, "forward", "naive", **{k: v if v is None else v.double() for k, v in tensors.items()})
+        with emulator.emulated():
+            actual = run_pass(case, "forward", "implicit_gemm", **tensors)
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(actual), kind(expected))
 
 
 # Tests of other files that run again here, with the arguments that are worth emulating.
@@ -98,6 +152,16 @@ def test_again(seed, test, arguments):
 
 
 test_id.__test__ = False
+
+
+def test_every_operator_is_registered_for_cuda():
+    """csrc/library_cuda.cpp, which builds without CUDA leave empty, names what library.cpp names for the CPU."""
+    listed = []
+    for file in ("library.cpp", "library_cuda.cpp"):
+        text = (emulator.ROOT / "csrc" / file).read_text()
+        section = re.search(r"TORCH_LIBRARY_IMPL\(convlab, C\w+, m\) \{(.*?)\n\}", text, re.S).group(1)
+        listed.append(set(re.findall(r'm\.impl\("(\w+)", convlab::\1\)', section)))
+    assert listed[0] == listed[1] and len(listed[0]) > 20
 
 
 def test_emulated_operators_have_the_same_schemas():

@@ -58,4 +58,8 @@ struct ConvTensors {
 
 int naive_convolution(const ConvArguments& a, void* stream);
 
+bool implicit_gemm_fits(const ConvArguments& a);
+int64_t implicit_gemm_workspace(const ConvArguments& a);
+int implicit_gemm_convolution(const ConvArguments& a, void* stream);
+
 }  // namespace convlab::cuda

@@ -59,10 +59,10 @@ struct NormArguments {
   const void* input = nullptr;
   const void* residual = nullptr;     // may be null
   const void* grad_output = nullptr;  // backward
-  void* output = nullptr;             // the gradient of the input in backward
+  void* output = nullptr;             // the gradient of the input in backward; null in forward: statistics alone
   void* grad_residual = nullptr;      // may be null
-  // These are in the accumulation type; the last four may be null.
-  void* mean = nullptr;
+  // These are in the accumulation type; all but variance may be null.
+  void* mean = nullptr;  // null: RMS norm, which does not center and whose variance is the mean of squares
   void* variance = nullptr;
   const void* weight = nullptr;
   const void* bias = nullptr;

@@ -66,11 +66,17 @@ struct NormTensors {
   template <class Int>
   CONVLAB_DEVICE NormConstants<A> constants(Int group, Int channel) const {
     NormConstants<A> k;
-    k.mean = mean[group];
+    k.mean = mean_of(group);
     k.deviation = A(1) / std::sqrt(variance[group] + eps);
     k.scale = weight ? k.deviation * weight[channel] : k.deviation;
     k.bias = bias ? bias[channel] : A(0);
     return k;
+  }
+
+  // RMS norm has no mean: it does not center.
+  template <class Int>
+  CONVLAB_DEVICE A mean_of(Int group) const {
+    return mean ? mean[group] : A(0);
   }
 
   // The gradient that passes the ReLU, of an element whose input and residual these are.

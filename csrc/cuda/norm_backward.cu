@@ -61,7 +61,7 @@ struct RowSums {
 
   template <class Int>
   CONVLAB_DEVICE Key key(Int, Int sample, Int group) const {
-    return {t.mean[sample * groups + group], group * channels_per_group};
+    return {t.mean_of(sample * groups + group), group * channels_per_group};
   }
   template <int kWidth, class Int>
   CONVLAB_DEVICE void load(const Key& k, Int at, Int inside, Int, A* a, A* b) const {
@@ -94,7 +94,7 @@ struct ParameterSums {
     for (int i = 0; i < kWidth; ++i) {
       const int64_t group = row * groups + k[i];
       a[i] = to_accumulate(grad.value[i]);
-      b[i] = (to_accumulate(x.value[i]) - t.mean[group]) / std::sqrt(t.variance[group] + t.eps);
+      b[i] = (to_accumulate(x.value[i]) - t.mean_of(group)) / std::sqrt(t.variance[group] + t.eps);
     }
   }
 };
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const double r = 1.0 / std::sqrt(static_cast<double>(t.variance[group]) + static_cast<double>(t.eps));
   const double n = static_cast<double>(group_elements);
   coefficients[group] = {static_cast<accumulate_t<T>>(-r * r * r * all.products / n),
-                         static_cast<accumulate_t<T>>(-r * all.first / n)};
+                         static_cast<accumulate_t<T>>(t.mean ? -r * all.first / n : 0.0)};
 }
 
 // A warp for each channel. `scaled`: the products hold the inverse deviations already.

@@ -1,9 +1,9 @@
 // Normalization, forward: statistics of the groups, then relu(normalized + residual).
 //
-// Idea: batch, group, instance and layer norm are one computation (csrc/cpu/norm_kernels.h). In channels_first order a
-// group's share of one repeat is a run of neighbours, a plane; channels last, moments are taken for each channel and
-// the channels of a group merged. Values are shifted by the first of their plane, so that a large mean costs no digits;
-// means and deviations of batches of registers are merged, so that an unlucky shift costs none either.
+// Idea: batch, group, instance, layer and RMS norm are one computation (csrc/cpu/norm_kernels.h). In channels_first
+// order a group's share of one repeat is a run of neighbours, a plane; channels last, moments are taken for each
+// channel and the channels of a group merged. Values are shifted by the first of their plane, so that a large mean
+// costs no digits; means and deviations of batches of registers are merged, so that an unlucky shift costs none either.
 // Cost: two reads (the second from L2 where the input fits) and one write. Limits: none.
 // Not yet run on a GPU.
 #include "norm_reduce.h"
@@ -65,8 +65,9 @@ __global__ void __launch_bounds__(kNormThreads)
   }
   all = merge_warp(all);
   if (threadIdx.x % 32 != 0) return;
-  t.mean[group] = static_cast<accumulate_t<T>>(all.sum / all.count);
-  t.variance[group] = static_cast<accumulate_t<T>>(all.squares / all.count);
+  const double mean = all.sum / all.count, variance = all.squares / all.count;
+  if (t.mean) t.mean[group] = static_cast<accumulate_t<T>>(mean);
+  t.variance[group] = static_cast<accumulate_t<T>>(t.mean ? variance : variance + mean * mean);
 }
 
 template <class T, class Int, int kWidth>
@@ -129,6 +130,7 @@ int norm_forward(const NormArguments& a, void* stream) {
         });
         if (error) return error;
       }
+      if (!a.output) return 0;
       return with_norm_width<T>(a, a.elements(), [&](auto width) {
         constexpr int w = decltype(width)::value;
         return launch(normalize<T, Int, w>, grid_of(a.elements() / w, kNormThreads), dim3(kNormThreads), 0, stream,

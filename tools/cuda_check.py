@@ -1,0 +1,149 @@
+"""Compile every CUDA kernel for sm_80 and sm_90a, and check what the compiler made of it. No GPU is needed.
+
+Fails if a kernel spills registers, takes more of them than its cap, or, for the kernels on tensor cores, if its machine
+code holds no HMMA. The last check needs cuobjdump or nvdisasm (on PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm).
+Where a tool is missing the checks that need it are skipped, and the last line says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = {"sm_80": "compute_80", "sm_90a": "compute_90a"}
+FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"]
+
+# Registers per thread: 65536 of a multiprocessor over the threads that should be resident, at least 512. The first
+# pattern found in the kernel's name counts.
+REGISTER_CAPS = {
+    "Gemm": 255,  # one block of 256 threads: sums, fragments and addresses stay in registers
+    "reduce_": 255,  # float64 and the widest vectors; those of float32 are near 128
+    "": 128,
+}
+# Bytes that a kernel may spill, with the reason.
+SPILLS_ALLOWED: dict[str, int] = {}
+TENSOR_CORES = "Gemm"
+
+
+@dataclass
+class Kernel:
+    source: str
+    architecture: str
+    symbol: str
+    name: str = ""
+    registers: int = 0
+    spilled: int = 0
+
+    def faults(self) -> list[str]:
+        cap = next(cap for pattern, cap in REGISTER_CAPS.items() if pattern in self.name)
+        allowed = next((most for pattern, most in SPILLS_ALLOWED.items() if pattern in self.name), 0)
+        faults = []
+        if self.registers > cap:
+            faults.append(f"{self.registers} registers, cap {cap}")
+        if self.spilled > allowed:
+            faults.append(f"{self.spilled} bytes spilled, {allowed} allowed")
+        return faults
+
+
+def parse(log: str, source: str, architecture: str) -> list[Kernel]:
+    """The kernels that ``ptxas -v`` tells of."""
+    kernels = []
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)'", line):
+            kernels.append(Kernel(source, architecture, match[1]))
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernels[-1].spilled = int(match[1]) + int(match[2])
+        elif match := re.search(r"Used (\d+) registers", line):
+            kernels[-1].registers = int(match[1])
+    names = subprocess.run(["c++filt"], input="\n".join(k.symbol for k in kernels), capture_output=True, text=True)
+    for kernel, name in zip(kernels, names.stdout.splitlines()):
+        kernel.name = (
+            name.replace("(anonymous namespace)::", "").replace("convlab::cuda::", "").replace("convlab::", "")
+        )
+    return kernels
+
+
+def compile_source(nvcc: str, source: Path, architecture: str, out: Path) -> tuple[Path, str]:
+    """The cubin of a source and what the compiler said, kept from the last time if no source is newer."""
+    cubin, log = out / f"{source.stem}.{architecture}.cubin", out / f"{source.stem}.{architecture}.log"
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".h"))
+    if not (cubin.exists() and log.exists() and min(cubin.stat().st_mtime, log.stat().st_mtime) > newest):
+        target = f"arch={ARCHITECTURES[architecture]},code={architecture}"
+        command = [nvcc, *FLAGS, "-gencode", target, "-cubin", "-o", str(cubin), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        log.write_text(done.stdout + done.stderr)
+    return cubin, log.read_text()
+
+
+def disassembler() -> list[str] | None:
+    """A command that disassembles a cubin: from the PATH, or from NVIDIA's packages for Python."""
+    packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    for tool, options in (("cuobjdump", ["-sass"]), ("nvdisasm", ["-c"])):
+        if found := shutil.which(tool) or next(map(str, packages.glob(f"**/bin/{tool}")), None):
+            return [found, *options]
+    return None
+
+
+def tensor_core_kernels(disassemble: list[str], cubin: Path) -> set[str]:
+    """Symbols of the functions of a cubin whose machine code holds HMMA."""
+    done = subprocess.run([*disassemble, str(cubin)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(disassemble)} {cubin}: {done.stderr}")
+    with_hmma, function = set(), ""
+    for line in done.stdout.splitlines():
+        if match := re.search(r"Function : (\S+)|^\.text\.(\S+):", line.strip()):
+            function = match[1] or match[2]
+        elif "HMMA" in line:
+            with_hmma.add(function)
+    return with_hmma
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2, help="compilations at once")
+    parser.add_argument("--verbose", action="store_true", help="list every kernel")
+    options = parser.parse_args()
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        print("cuda-check: SKIPPED, nvcc not found")
+        return
+    out = ROOT / "build/cuda-check"
+    out.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda job: compile_source(nvcc, *job, out), jobs))
+    disassemble = disassembler()
+    kernels, failures = [], []
+    for (source, architecture), (cubin, log) in zip(jobs, results):
+        found = parse(log, source.name, architecture)
+        kernels += found
+        gemms = [kernel for kernel in found if TENSOR_CORES in kernel.name]
+        if gemms and disassemble:
+            with_hmma = tensor_core_kernels(disassemble, cubin)
+            failures += [f"{k.name} ({architecture}): no HMMA" for k in gemms if k.symbol not in with_hmma]
+    for kernel in kernels:
+        failures += [f"{kernel.source} {kernel.architecture} {kernel.name}: {fault}" for fault in kernel.faults()]
+        if options.verbose:
+            print(f"{kernel.architecture:7} {kernel.registers:4} registers {kernel.spilled:4} spilled  {kernel.name}")
+    gemms = sum(TENSOR_CORES in kernel.name for kernel in kernels)
+    checked = f"HMMA in all {gemms} on tensor cores" if disassemble else "HMMA NOT CHECKED, no cuobjdump or nvdisasm"
+    if failures:
+        sys.exit("\n".join(failures))
+    print(
+        f"cuda-check: {len(kernels)} kernels for {', '.join(ARCHITECTURES)}: registers and spills in bounds, {checked}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Run the CUDA kernels in the emulator under a sanitizer: ``python tools/sanitize.py address thread``.
+
+The kernels are built with the sanitizer, the emulator beneath them is not: it switches stacks. The sanitizer's library
+is loaded ahead of Python's, which knows nothing of it; that is why leaks are not looked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
+# Small problems of every kind of kernel, and the emulator's own.
+TESTS = {
+    "address": ["tests/test_emulator.py", "tests/test_cuda.py"],
+    "thread": ["tests/test_emulator.py"],
+}
+SELECTED = {
+    "address": "correct_kernels or products or map_1x1 or depthwise_multiplier2 or gaps-2x3x9x11 or batch_norm",
+    "thread": "correct_kernels or products",
+}
+
+
+def run(sanitizer: str) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    found = subprocess.run(
+        [compiler, f"-print-file-name={LIBRARIES[sanitizer]}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "CONVLAB_EMULATOR_SANITIZE": sanitizer,
+        "LD_PRELOAD": str(Path(found).resolve()),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:handle_segv=0",
+        "TSAN_OPTIONS": "report_bugs=1:halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *TESTS[sanitizer], "-k", SELECTED[sanitizer]]
+    print(f"{sanitizer} sanitizer: {' '.join(command)}", flush=True)
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sanitizer", nargs="+", choices=LIBRARIES)
+    for sanitizer in parser.parse_args().sanitizer:
+        run(sanitizer)
+
+
+if __name__ == "__main__":
+    main()
