@@ -17,7 +17,7 @@ from cases import BY_NAME, PASSES, SMALL
 from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, run_pass
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 200_000, "implicit_gemm": 1_500_000}
+LIMIT = {"naive": 100_000, "implicit_gemm": 300_000}
 
 
 @pytest.fixture(autouse=True)

@@ -183,9 +183,10 @@ int64_t splits_of(const ConvGeometry& g, int tile) {
   return splits > most ? most : splits;
 }
 
-// Large tiles where they are enough to fill a GPU.
+// Large tiles where they are enough to fill a GPU. The parts of split float32 would spill in them.
 int tile_of(const ConvArguments& a) {
   const ConvGeometry& g = a.geometry;
+  if (a.dtype == Dtype::float32 && !a.tf32) return 64;
   if (a.pass == Pass::backward_weight)
     return g.out_channels_per_group() > 64 && g.in_channels_per_group() * g.taps() > 64 ? 128 : 64;
   const bool forward = a.pass == Pass::forward;
@@ -212,10 +213,11 @@ int run_weight(const ConvArguments& a, void* stream) {
 
 template <class T, Math kMath, bool kVector>
 int run_tiled(const ConvArguments& a, void* stream) {
-  const bool large = tile_of(a) == 128;
-  if (a.pass == Pass::backward_weight)
-    return large ? run_weight<T, kMath, kVector, 128>(a, stream) : run_weight<T, kMath, kVector, 64>(a, stream);
-  return large ? run_pixels<T, kMath, kVector, 128>(a, stream) : run_pixels<T, kMath, kVector, 64>(a, stream);
+  const bool to_weight = a.pass == Pass::backward_weight;
+  if constexpr (kMath != Math::split)
+    if (tile_of(a) == 128)
+      return to_weight ? run_weight<T, kMath, kVector, 128>(a, stream) : run_pixels<T, kMath, kVector, 128>(a, stream);
+  return to_weight ? run_weight<T, kMath, kVector, 64>(a, stream) : run_pixels<T, kMath, kVector, 64>(a, stream);
 }
 
 // Whether operands can be copied 16 bytes at a time.
