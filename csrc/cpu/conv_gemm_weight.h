@@ -27,6 +27,8 @@ class GemmWeight {
     channels_ = geometry_.in_channels_per_group();
     filters_ = geometry_.out_channels_per_group();
     const int64_t taps = geometry_.taps(), patch = channels_ * taps;
+    pointwise_ = taps == 1 && geometry_.input[2] == geometry_.output[2] && geometry_.input[1] == 1 &&
+                 geometry_.input[0] == 1;  // what without_needless_axes makes of a 1x1 kernel
     rows_ = last_ ? filters_ : patch;
     columns_ = last_ ? patch : filters_;
     pitch_ = round_up(columns_, lanes<A>);
@@ -182,13 +184,20 @@ class GemmWeight {
     const int64_t columns = std::min<int64_t>(width, columns_ - first_column);
     const int64_t* size = geometry_.input;
     const int64_t stride = geometry_.in_channels;
+    const int64_t first_tap = first_column / channels_, first_channel = first_column % channels_;
+    const int64_t first_x = first_tap % geometry_.kernel[2], first_line = first_tap / geometry_.kernel[2];
+    const int64_t first_y = first_line % geometry_.kernel[1], first_z = first_line / geometry_.kernel[1];
+    if (pointwise_ && columns == width) {
+      const T* from = arguments_.input + begin * stride + group * channels_ + first_channel;
+      for (int64_t p = 0; p < pixels; ++p, from += stride)
+        for (int j = 0; j < width; j += lanes<A>) store(panel + p * width + j, load(from + j));
+      return;
+    }
     PixelWalk pixel(phase, begin);
     for (int64_t p = 0; p < pixels; ++p, pixel.advance(1)) {
       A* row = panel + p * width;
       const T* image = arguments_.input + pixel.n * geometry_.input_pixels() * stride + group * channels_;
-      int64_t tap = first_column / channels_, channel = first_column % channels_;
-      int64_t jx = tap % geometry_.kernel[2], jy = tap / geometry_.kernel[2] % geometry_.kernel[1],
-              jz = tap / geometry_.kernel[2] / geometry_.kernel[1];
+      int64_t channel = first_channel, jx = first_x, jy = first_y, jz = first_z;
       for (int64_t column = 0; column < columns;) {
         const int64_t count = std::min(channels_ - channel, columns - column);
         const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
@@ -291,7 +300,7 @@ class GemmWeight {
 
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
-  bool last_;
+  bool last_, pointwise_;
   int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
   int64_t pixels_, blocks_, chunks_;
 };
