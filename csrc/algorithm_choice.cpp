@@ -19,9 +19,12 @@ std::string winograd_refusal(const ConvProblem& problem) {
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
     return "winograd needs a 2-D 3x3 kernel, but the kernel is " + size(g.kernel) + " on an input of " + size(g.input);
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
-    if (g.stride[axis] != 1) return "winograd needs stride 1, but stride is " + size(g.stride);
     if (g.dilation[axis] != 1) return "winograd needs dilation 1, but dilation is " + size(g.dilation);
   }
+  if (g.stride[0] != 1 || g.stride[1] != g.stride[2] || g.stride[1] > 2)
+    return "winograd needs stride 1 or 2 along both axes, but stride is " + size(g.stride);
+  if (g.stride[1] == 2 && problem.pass == Pass::backward_weight)
+    return "winograd has no weight gradient for stride 2, and stride is " + size(g.stride);
   return {};
 }
 
@@ -49,13 +52,21 @@ std::string direct_refusal(const ConvProblem& problem) {
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
 double winograd_cost(const ConvProblem& problem) {
-  constexpr double points = 36, per_input = 12, per_output = 12, per_weight = 7;
+  constexpr double points = 36, per_output = 12, per_weight = 7;
   const ConvGeometry& g = problem.geometry;
   const bool forward = problem.pass != Pass::backward_input;
   const int64_t* written = forward ? g.output : g.input;
   const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
-  const double tiles = static_cast<double>(g.batch * ((written[1] + 3) / 4) * ((written[2] + 3) / 4));
+  const bool halves = g.stride[1] == 2;
+  const double per_input = halves && forward ? 24 : 12;  // tiles of 9x9 pixels, none of them read twice
+  // Rows of the matrix products, in tiles of 36.
+  const auto rows = [&](int64_t size) {
+    if (!halves) return 6 * ((size + 3) / 4);
+    const int64_t outputs = forward ? size : (size + 1) / 2;
+    return 2 * outputs + (outputs + 3) / 4;
+  };
+  const double tiles = static_cast<double>(g.batch * rows(written[1]) * rows(written[2])) / points;
   const double read = static_cast<double>(read_channels);
   const double c = in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
   // Backward weight reads and writes its sums once per round of 128 tiles.

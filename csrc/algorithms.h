@@ -9,7 +9,7 @@
 #define CONVLAB_FOR_EACH_ALGORITHM(X)                                                                                \
   X(naive, "the definition: a patch of the input times a filter, one output at a time; never vectorised")            \
   X(implicit_gemm, "blocked matrix product whose patch matrix exists only as a packed panel in cache; any geometry") \
-  X(winograd, "F(4x4, 3x3): a quarter of the multiplications; 3x3 layers with stride 1")                             \
+  X(winograd, "a quarter of the multiplications: F(4x4, 3x3); 3x3 layers with stride 1, or 2 by phases")             \
   X(direct, "windows of pixels with written channels as lanes; few channels per group")                              \
   X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels")
 

@@ -36,7 +36,7 @@ NAIVE_LIMIT = 10_000_000
 # scale is max|reference|, but at least what a sum of L random products amounts to: with few results, all of them may
 # cancel. In float64 the reference has errors of its own: twice the bound. FACTOR 1 is for plain sums (the worst
 # measured over all cases is 0.8 of the bound). Algorithms that transform their operands first lose what the
-# transforms' condition number says and have a row of their own here (measured for winograd: 3.0).
+# transforms' condition number says and have a row of their own here (measured for winograd: 3.3, with stride 2: 2.3).
 FACTOR = {"winograd": 5.0}
 ACCUMULATION = {
     torch.float32: torch.float32,
@@ -166,13 +166,15 @@ def reference(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {"forward": output.detach(), "backward_input": grad_input, "backward_weight": grad_weight}
 
 
-def refusal(case: ConvCase, algorithm: str) -> str | None:
-    """Why the algorithm does not compute this case, or None."""
+def refusal(case: ConvCase, algorithm: str, pass_: str = "forward") -> str | None:
+    """Why the algorithm does not compute a pass of this case, or None."""
     if algorithm == "auto":
         return None
+    if case.transposed:  # the adjoint: see run_pass
+        pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
     input_size, weight_size = (case.output if case.transposed else case.input), case.weight
     choice = torch_convlab.explain_convolution(
-        input_size, weight_size, case.stride, case.padding, case.dilation, case.groups
+        input_size, weight_size, case.stride, case.padding, case.dilation, case.groups, pass_=pass_
     )
     return choice.verdicts[algorithm].refusal
 

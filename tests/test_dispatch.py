@@ -30,7 +30,7 @@ for name in CASE_NAMES:
                         key: value if value is None or key == "bias" else in_format(value, format)
                         for key, value in operands(BY_NAME[name], dtype).items()
                     }
-                    if refusal(BY_NAME[name], algorithm):
+                    if refusal(BY_NAME[name], algorithm, pass_):
                         continue
                     result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
                     check_pass(BY_NAME[name], pass_, algorithm, dtype, result)

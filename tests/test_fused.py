@@ -53,6 +53,9 @@ def test_weight_packed_for_another_problem_is_passed_over():
     direct = conv_fused(input, weight, padding=1, algorithm="implicit_gemm")
     assert torch.equal(conv_fused(input, weight, padding=1, algorithm="implicit_gemm", packed=packed), direct)
     torch.manual_seed(3)
+    halved = conv_fused(input, weight, stride=2, padding=1, algorithm="winograd")
+    assert pack_weight(input, weight, stride=2, padding=1, algorithm="winograd").numel() == packed.numel()
+    assert torch.equal(conv_fused(input, weight, stride=2, padding=1, algorithm="winograd", packed=packed), halved)
     noise = torch.randint(0, 255, (packed.numel(),), dtype=torch.uint8)
     assert torch.equal(conv_fused(input, weight, padding=1, algorithm="winograd", packed=noise), expected)
 

@@ -9,7 +9,7 @@
 // Memory: 4 x the weights for the sums if there are several rounds, and 36 x kRoundTiles x (input channels + filters).
 // Limits: as in conv_winograd_tiles.h; each chain of additions covers one round.
 #pragma once
-#include "conv_winograd_tiles.h"
+#include "conv_winograd_blocks.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -274,7 +274,7 @@ class WinogradWeight {
     }
     const int64_t columns = tiles_[1] * M + R - 1, stride = strip_stride();
     const T* image = plane.data + (n * plane.groups + group) * channels * plane.height * plane.width;
-    fill_strip<Size>(image, channels, plane.height, plane.width, y, x, columns, stride, s.strip);
+    fill_strip(image, channels, plane.height, plane.width, y, x, Size, columns, stride, s.strip);
     for (int64_t tile = 0; tile < tiles_[1]; ++tile)
       visit(tile, [&](int i, int j, int64_t c) { return load(s.strip + (i * columns + tile * M + j) * stride + c); });
   }

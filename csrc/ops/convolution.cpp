@@ -89,15 +89,17 @@ struct alignas(64) PackedHeader {
 
   template <class T>
   PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, const cpu::ConvPlan& plan)
-      : fields{static_cast<int64_t>(algorithm),
-               static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass),
-               static_cast<int64_t>(sizeof(T)),
-               a.geometry.out_channels,
-               a.geometry.in_channels,
-               a.geometry.groups,
-               a.geometry.kernel[0] << 40 | a.geometry.kernel[1] << 20 | a.geometry.kernel[2],
-               plan.shared_bytes} {}
+      : fields{
+            static_cast<int64_t>(algorithm),
+            (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 8 | static_cast<int64_t>(sizeof(T)),
+            a.geometry.out_channels,
+            a.geometry.in_channels,
+            a.geometry.groups,
+            joined(a.geometry.kernel),
+            joined(a.geometry.stride),
+            plan.shared_bytes} {}
 
+  static int64_t joined(const int64_t (&sizes)[kMaxSpatial]) { return sizes[0] << 40 | sizes[1] << 20 | sizes[2]; }
   int64_t bytes() const { return static_cast<int64_t>(sizeof(PackedHeader)) + fields[7]; }
   bool heads(const Tensor& packed) const {
     return packed.numel() == bytes() && std::memcmp(packed.const_data_ptr(), fields, sizeof fields) == 0;

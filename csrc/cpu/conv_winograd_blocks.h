@@ -1,0 +1,298 @@
+// What Winograd's kernels share, forward and backward input: blocks of tiles, panels of weights, the order of the
+// steps.
+//
+// Idea: each tile of outputs is transformed to points, where convolution is a product over channels alone. The three
+// steps are fused over blocks of tiles, so that neither the transformed input nor the products leave the cache:
+// transform a block's tiles for all channels, V[row][channel]; per panel of written channels matrix products with
+// 6 x 6 matrices of weights, M[row][column]; transform back. Weights are transformed once per call,
+// U[panel][point][channel][column]. NCHW tensors go through a strip buffer in NHWC order per row of tiles. Backward
+// input is the same with rotated weights, the roles of the channels exchanged.
+// Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
+// counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
+// transforms some channels of it, and multiplies all tiles with them while they are in cache.
+// Memory: many tiles, 4 x weights shared, and per thread the rows of a block x (channels + panel); few tiles, the rows
+// of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
+#pragma once
+#include "conv_gather.h"
+#include "conv_gemm_channels_last.h"
+#include "winograd_transform.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+// One image of NC(D)HW -> [y][x][channel]: `lines` lines of `columns` pixels from (y, x) on, zeros outside the image.
+template <class T>
+void fill_strip(const T* image, int64_t channels, int64_t height, int64_t width, int64_t y, int64_t x, int64_t lines,
+                int64_t columns, int64_t stride, accumulate_t<T>* strip) {
+  using A = accumulate_t<T>;
+  const int64_t begin = std::clamp<int64_t>(-x, 0, columns), end = std::clamp<int64_t>(width - x, begin, columns);
+  for (int64_t i = 0; i < lines; ++i) {
+    A* line = strip + i * columns * stride;
+    const bool outside = y + i < 0 || y + i >= height;
+    const int64_t from = outside ? columns : begin, to = outside ? columns : end;
+    std::fill(line, line + from * stride, A(0));
+    std::fill(line + to * stride, line + columns * stride, A(0));
+    for (int64_t c = 0; from < to && c < channels; c += lanes<A>)
+      transpose_matrix(image + (c * height + y + i) * width + x + from, height * width,
+                       std::min<int64_t>(lanes<A>, channels - c), to - from, line + from * stride + c, stride);
+  }
+}
+
+// Kernel, the derived class, says how a tile is transformed:
+//   kRows                           rows of V and M that a tile has at most
+//   kBlockTiles, kFewTiles          tiles of a block; up to how many in all the weights are read once
+//   weight_matrix()                 G, [6][3]
+//   strip_size(tiles)               elements of the strip buffer for a row of so many tiles
+//   transform_input(group, block, strip, input, scratch), multiply(..), transform_output(..)
+template <class T, class Kernel>
+class WinogradBlocks {
+ public:
+  using A = accumulate_t<T>;
+  static constexpr int R = 3, N = 6, kPoints = N * N;
+
+  ConvPlan plan() const {
+    const int64_t groups = t_.geometry.groups;
+    ConvPlan plan;
+    plan.prepare_tasks = few_tiles_ ? groups * t_.geometry.batch * tiles_[0]
+                                    : groups * panels_ * divide_up(t_.read_channels, kPreparedChannels);
+    plan.packs_weight = !few_tiles_;
+    plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
+    plan.shared_bytes = groups * (few_tiles_ ? input_size() : group_weights_) * static_cast<int64_t>(sizeof(A));
+    Carver count(nullptr);
+    carve(count);
+    plan.scratch_bytes = count.used();
+    return plan;
+  }
+
+  void prepare(void* scratch, int64_t task) const {
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    if (few_tiles_) {  // one row of tiles
+      const int64_t rows = t_.geometry.batch * tiles_[0], row = task % rows, group = task / rows;
+      for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
+        strip.tile = row * tiles_[1];
+        kernel().transform_input(group, {0, all_tiles_}, strip,
+                                 static_cast<A*>(arguments_.shared) + group * input_size(), s);
+      });
+      return;
+    }
+    const int64_t channel_blocks = divide_up(t_.read_channels, kPreparedChannels);
+    const int64_t begin = task % channel_blocks * kPreparedChannels, panel = task / channel_blocks % panels_;
+    const int64_t group = task / channel_blocks / panels_;
+    const int64_t end = std::min(t_.read_channels, begin + kPreparedChannels);
+    transform_weights(group, panel, begin, end, point_stride(t_.read_channels),
+                      weights(group, panel) + begin * panel_width<A>(t_.written_channels, panel), s);
+  }
+
+  void run(void* scratch, int64_t task) const {
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    const int64_t parts = few_tiles_ ? panels_ : blocks_, group = task / parts, part = task % parts;
+    if (few_tiles_) {
+      const Block block = {0, all_tiles_};
+      const A* input = static_cast<const A*>(arguments_.shared) + group * input_size();
+      for (int64_t begin = 0; begin < t_.read_channels; begin += chunk_) {
+        const int64_t end = std::min(t_.read_channels, begin + chunk_);
+        transform_weights(group, part, begin, end, point_stride(chunk_), s.weights, s);
+        kernel().multiply(part, block, input + begin, s.weights, point_stride(chunk_), end - begin, begin > 0, s);
+      }
+      write_panel(group, part, block, s);
+      return;
+    }
+    const int64_t begin = part * block_tiles_;
+    const Block block = {begin, std::min(block_tiles_, all_tiles_ - begin)};
+    for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int width = panel_width<A>(t_.written_channels, panel);
+      for (int64_t c = 0; c < t_.read_channels; c += chunk_)
+        kernel().multiply(panel, block, s.input + c, weights(group, panel) + c * width, point_stride(t_.read_channels),
+                          std::min(chunk_, t_.read_channels - c), c > 0, s);
+      write_panel(group, panel, block, s);
+    }
+  }
+
+ protected:
+  static constexpr int64_t kFewTilesChunk = 64;  // 36 points x 64 channels x 64 columns of float: 0.6 MB
+  static constexpr int64_t kPreparedChannels = 16;
+
+  // tile_size: written pixels of a tile along an axis.
+  WinogradBlocks(const ConvArguments<T>& arguments, int64_t tile_size)
+      : arguments_(arguments), t_(arguments), last_(arguments.layout == Layout::channels_last), tile_size_(tile_size) {
+    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(t_.written_size[axis + 1], tile_size);
+    panels_ = divide_up(t_.written_channels, kPanel<A>);
+    row_stride_ = round_up(t_.read_channels, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
+    all_tiles_ = t_.geometry.batch * tiles_[0] * tiles_[1];
+    const bool few = all_tiles_ <= Kernel::kFewTiles;
+    few_tiles_ = few && t_.geometry.groups * panels_ >= arguments.threads;
+    const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
+    block_tiles_ =
+        few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, Kernel::kBlockTiles);
+    blocks_ = divide_up(all_tiles_, block_tiles_);
+    chunk_ = std::min(t_.read_channels, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
+    group_weights_ = panels_ * kPoints * point_stride(t_.read_channels);
+  }
+
+  struct Scratch {
+    A* input;    // V[row][channel], unless it is shared
+    A* product;  // M[row][column]
+    A* weights;  // a chunk of U[point][channel][column], unless they are shared
+    A* strip;    // [y][x][channel or column], NCHW only
+    A* filters;  // [channel][tap][lane]
+    A* bias;     // of one panel
+    const A** rows;
+    A** outputs;
+  };
+
+  // Consecutive tiles, in the order of images, rows and columns.
+  struct Block {
+    int64_t begin, tiles;
+  };
+  // Tiles of a block that lie in one row of tiles of one image.
+  struct Strip {
+    int64_t n, y, x;      // image, first written pixel
+    int64_t tile, tiles;  // first in the block, and how many
+  };
+
+  // M of `count` rows (+)= V of as many rows and `depth` channels times one matrix u of a panel's weights.
+  void multiply_rows(const A* input, const A* u, int64_t depth, int vectors, int64_t count, bool accumulate, A* output,
+                     const Scratch& s) const {
+    TileProduct<A> product;
+    product.rows = s.rows;
+    product.outputs = s.outputs;
+    product.panels = &u;
+    product.depth = depth;
+    product.accumulate = accumulate;
+    const int64_t tiles = divide_up(count, kTileRows);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = count * tile / tiles, height = count * (tile + 1) / tiles - row;
+      for (int64_t r = 0; r < height; ++r) {
+        s.rows[r] = input + (row + r) * row_stride_;
+        s.outputs[r] = output + (row + r) * kPanel<A>;
+      }
+      tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
+    }
+  }
+
+  // [pixel][column] -> one line of each column's plane
+  void store_lines(const A* strip, int64_t pixels, int64_t columns, T* target, int64_t plane) const {
+    for (int64_t k = 0; k < columns; k += lanes<A>)
+      for (int64_t x = 0; x < pixels; x += lanes<A>) {
+        const int64_t count = std::min<int64_t>(lanes<A>, pixels - x);
+        vec<A> block[lanes<A>];
+        for (int64_t j = 0; j < lanes<A>; ++j) block[j] = j < count ? load(strip + (x + j) * kPanel<A> + k) : vec<A>{};
+        transpose<A>(block);
+        for (int64_t j = 0; j < std::min<int64_t>(lanes<A>, columns - k); ++j) {
+          T* to = target + (k + j) * plane + x;
+          if (count == lanes<A>)
+            t_.epilogue.store(to, block[j]);
+          else
+            t_.epilogue.store_partial(to, block[j], count);
+        }
+      }
+  }
+
+  const ConvArguments<T>& arguments_;
+  Transfer<T> t_;
+  bool last_, few_tiles_;
+  int64_t tile_size_, tiles_[2], panels_, row_stride_, all_tiles_, block_tiles_, blocks_, chunk_, group_weights_;
+
+ private:
+  const Kernel& kernel() const { return static_cast<const Kernel&>(*this); }
+
+  Scratch carve(Carver& carver) const {
+    return {carver.take<A>(few_tiles_ ? 0 : input_size()),
+            carver.take<A>(Kernel::kRows * block_tiles_ * kPanel<A>),
+            carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
+            carver.take<A>(last_ ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
+            carver.take<A>(kPreparedChannels * R * R * lanes<A>),
+            carver.take<A>(kPanel<A>),
+            carver.take<const A*>(kTileRows),
+            carver.take<A*>(kTileRows)};
+  }
+
+  int64_t input_size() const { return Kernel::kRows * block_tiles_ * row_stride_; }
+  // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
+  static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
+
+  A* weights(int64_t group, int64_t panel) const {
+    return static_cast<A*>(arguments_.shared) + group * group_weights_ +
+           panel * kPoints * point_stride(t_.read_channels);
+  }
+
+  template <class Visit>
+  void for_each_strip(Block block, const Visit& visit) const {
+    for (int64_t tile = 0; tile < block.tiles;) {
+      const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
+      const int64_t length = std::min(tiles_[1] - column, block.tiles - tile);
+      visit(Strip{index / tiles_[1] / tiles_[0], row * tile_size_, column * tile_size_, tile, length});
+      tile += length;
+    }
+  }
+
+  void write_panel(int64_t group, int64_t panel, Block block, const Scratch& s) const {
+    load_bias(group, panel, s.bias);
+    for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
+  }
+
+  // G w G^T of the channels begin..end of one panel, to target + point*point_stride + (channel-begin)*width.
+  void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride, A* target,
+                         const Scratch& s) const {
+    constexpr const auto& matrix = Kernel::weight_matrix();
+    const int width = panel_width<A>(t_.written_channels, panel);
+    for (int64_t block = begin; block < end; block += kPreparedChannels)
+      for (int lane = 0; lane < width; lane += lanes<A>) {
+        const int64_t first = panel * kPanel<A> + lane, channels = std::min(kPreparedChannels, end - block);
+        load_filters(group, block, channels, first, std::min<int64_t>(lanes<A>, t_.written_channels - first),
+                     s.filters);
+        for (int64_t c = 0; c < channels; ++c) {
+          vec<A> w[R * R], half[N * R];
+          CONVLAB_UNROLL for (int tap = 0; tap < R * R; ++tap) {
+            // Backward input sees the filter rotated by 180 degrees.
+            const int from = t_.pass == Pass::forward ? tap : R * R - 1 - tap;
+            w[tap] = load(s.filters + (c * R * R + from) * lanes<A>);
+          }
+          CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<A>(matrix, w + x, R, half + x, R);
+          A* out = target + (block - begin + c) * width + lane;
+          CONVLAB_UNROLL for (int y = 0; y < N; ++y) {
+            vec<A> point[N];
+            transform<A>(matrix, half + y * R, 1, point, 1);
+            CONVLAB_UNROLL for (int x = 0; x < N; ++x) store(out + (y * N + x) * point_stride, point[x]);
+          }
+        }
+      }
+  }
+
+  // The taps between read channels block.. and the written channels first.., as [channel][tap][lane].
+  void load_filters(int64_t group, int64_t block, int64_t channels, int64_t first, int64_t count, A* filters) const {
+    constexpr int taps = R * R;
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, block, first);
+    const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
+    const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
+    if (tap_stride == 1 && channel_stride == taps) {
+      transpose_matrix(source, lane_stride, count, channels * taps, filters, lanes<A>);
+    } else if (tap_stride == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        transpose_matrix(source + c * channel_stride, lane_stride, count, taps, filters + c * taps * lanes<A>,
+                         lanes<A>);
+    } else if (channel_stride == 1) {
+      for (int tap = 0; tap < taps; ++tap)
+        transpose_matrix(source + tap * tap_stride, lane_stride, count, channels, filters + tap * lanes<A>,
+                         taps * lanes<A>);
+    } else {  // lanes are contiguous
+      for (int64_t c = 0; c < channels; ++c)
+        for (int tap = 0; tap < taps; ++tap) {
+          const T* from = source + c * channel_stride + tap * tap_stride;
+          store(filters + (c * taps + tap) * lanes<A>, count == lanes<A> ? load(from) : load_partial(from, count));
+        }
+    }
+  }
+
+  void load_bias(int64_t group, int64_t panel, A* bias) const {
+    for (int64_t j = 0; j < kPanel<A>; ++j) {
+      const int64_t channel = panel * kPanel<A> + j;
+      const bool present = t_.bias && channel < t_.written_channels;
+      bias[j] = present ? to_accumulate(t_.bias[group * t_.written_channels + channel]) : A(0);
+    }
+  }
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA
