@@ -58,7 +58,8 @@ def test_convolution(case, algorithm):
                 with emulator.emulated() as launches:
                     actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
                     assert launches() > 0 or case.input[0] == 0
-                check_pass(case, pass_, algorithm, dtype, actual)
+                split = algorithm == "implicit_gemm" and dtype == torch.float32
+                check_pass(case, pass_, "split tf32" if split else algorithm, dtype, actual)
 
 
 @pytest.mark.parametrize("tf32", [False, True])
