@@ -65,7 +65,7 @@ def calls(shape, pass_: str, input, weight, grad_output, algorithm: str):
     """The same pass by torch and by us, as functions without arguments."""
     stride, padding, dilation, groups = rest = parameters(shape)
     zeros = [0] * len(stride)
-    ops = torch.ops.convlab
+    ops = torch_convlab.autograd
     if shape.transposed:  # forward is the adjoint's backward input, and the other way round
         pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
     if pass_ == "forward":
