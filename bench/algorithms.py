@@ -11,7 +11,7 @@ import families
 import measure
 import shapes
 import torch
-from conv import Result
+from measure import Result
 
 import torch_convlab
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import measure
 import shapes
 import torch
+from measure import Result
 
 import torch_convlab
 from torch_convlab.lab.machine import measure_machine
@@ -15,16 +14,6 @@ PASSES = ("forward", "backward_input", "backward_weight")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # max|error| / max|reference| against float64 above which a result is not timed but reported as wrong.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 1e-2, "float16": 2e-3}
-
-
-@dataclass
-class Result:
-    name: str
-    columns: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-    data: dict = field(default_factory=dict)
-    failed: bool = False
 
 
 def add_arguments(parser) -> None:

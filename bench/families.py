@@ -12,7 +12,7 @@ import re
 import conv
 import measure
 import torch
-from conv import Result
+from measure import Result
 from shapes import ConvShape
 
 import torch_convlab

@@ -9,25 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import measure
 import torch
+from measure import Result
 
 FORMATS = ("nchw", "nhwc")
 # max|error| / max|reference| against float64 above which a result is reported as wrong. Gradients of parameters are
 # long sums; in 16 bits a ReLU's mask flips where the output rounds to zero, and its gradient is off by all of itself.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12, "bfloat16": 1.0, "float16": 1.0}
-
-
-@dataclass
-class Result:
-    name: str
-    columns: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-    data: dict = field(default_factory=dict)
-    failed: bool = False
 
 
 @dataclass(frozen=True)

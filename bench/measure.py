@@ -8,12 +8,24 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import torch_convlab
+
+
+@dataclass
+class Result:
+    """What a verb returns: a table, lines under it, and the data of the result file."""
+
+    name: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    data: dict = field(default_factory=dict)
+    failed: bool = False
 
 
 @dataclass

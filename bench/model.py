@@ -15,7 +15,8 @@ import measure
 import models
 import torch
 import torch._inductor.config
-from layers import Result, in_format
+from layers import in_format
+from measure import Result
 from torch.profiler import ProfilerActivity, profile
 
 import torch_convlab

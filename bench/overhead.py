@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import measure
 import torch
 import torch.nn.functional as F
-from conv import Result
+from measure import Result
 
 import torch_convlab.functional as ours
 import torch_convlab.nn
