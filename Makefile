@@ -48,7 +48,7 @@ docs: $(READY) ## build the guides and the API reference as HTML into build/docs
 	$(BIN)/python -m sphinx -q -b html docs build/docs
 
 cuda-check: $(READY) ## compile the CUDA kernels with nvcc and check registers, spills and machine code; no GPU needed
-	@$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump || true
+	@$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm || true
 	$(BIN)/python tools/cuda_check.py
 
 emulator-sanitize: $(READY) ## run the CUDA kernels in the emulator under AddressSanitizer and ThreadSanitizer
