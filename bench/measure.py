@@ -43,7 +43,7 @@ class Timing:
     def ratio(self, reference: str, ours: str) -> tuple[float, float, float]:
         """Median and quartiles over the rounds of reference time / our time: above 1, ours is faster."""
         ratios = sorted(a / b for a, b in zip(self.rounds[reference], self.rounds[ours]))
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         return middle, low, high
 
 

@@ -2,13 +2,16 @@
 
 `--mode infer` times ours (converted and fused) against torch eager, torch.compile with freezing and, in float32, ONNX
 Runtime and OpenVINO (extra `[peers]`). `--mode train` times forward, backward and an SGD step, and measures the peak of
-what autograd keeps for backward. Every contender runs in NCHW and in channels_last, if it knows both.
+what autograd keeps for backward. Every contender runs in NCHW and in channels_last, if it knows both. One that is not
+ready (compiled, and called once) within its budget, or that fails, is left out, and the result says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import signal
 from collections.abc import Callable
 
 import measure
@@ -29,6 +32,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--without", action="append", default=[], help="leave out compile, onnxruntime, openvino")
+    parser.add_argument("--budget", type=float, default=300, help="seconds in which each peer is ready (default 300)")
     parser.add_argument("--profile", action="store_true", help="also say where our time goes, by operator and shape")
 
 
@@ -61,27 +65,80 @@ def _openvino(model, example) -> Callable:
 PEERS = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
-def _inference(model, example, options, progress) -> dict[str, Callable]:
-    calls = {}
+class OutOfTime(Exception):
+    """Raised in the middle of what takes longer than its budget."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float):
+    def stop(*_):
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # once more every second, should the exception be swallowed
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Contenders:
+    """Calls by name, what each first returned, and why some that were wanted are not among them."""
+
+    def __init__(self, options, progress):
+        self.calls: dict[str, Callable] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.left_out: dict[str, str] = {}
+        self._options, self._progress = options, progress
+
+    def add(self, name: str, call: Callable) -> None:
+        self.outputs[name] = call()
+        self.calls[name] = call
+
+    def add_peer(self, name: str, make: Callable[[], Callable]) -> None:
+        """Adds `make()`, once it has been called; or says why not."""
+        if name.split()[0] in self._options.without:
+            return
+        self._progress(f"preparing {name}")
+        try:
+            with _at_most(self._options.budget):
+                self.add(name, make())
+            return
+        except ImportError:
+            reason = "not installed"
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            late = any(isinstance(cause, OutOfTime) for cause in _causes(error))
+            text = str(error).strip().splitlines() or [""]
+            reason = f"not ready after {self._options.budget:g} s" if late else f"{type(error).__name__}: {text[0]}"
+        self.left_out[name] = reason
+        self._progress(f"{name} is left out: {reason}")
+
+
+def _causes(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _inference(model, example, contenders: Contenders) -> None:
     for format in ("nchw", "nhwc"):
         formatted = in_format(example, format)
         layout = torch.contiguous_format if format == "nchw" else _channels_last(example)
         theirs = copy.deepcopy(model).to(memory_format=layout)
         ours = _converted(model, example).to(memory_format=layout)
-        calls[f"torch {format}"] = lambda m=theirs, x=formatted: m(x)
-        calls[f"ours {format}"] = lambda m=ours, x=formatted: m(x)
-        if "compile" not in options.without:
-            progress(f"compiling by inductor, {format}")
-            compiled = torch.compile(copy.deepcopy(theirs))
-            calls[f"compile {format}"] = lambda m=compiled, x=formatted: m(x)
+        contenders.add(f"torch {format}", lambda m=theirs, x=formatted: m(x))
+        contenders.add(f"ours {format}", lambda m=ours, x=formatted: m(x))
+
+        def compiled(theirs=theirs, formatted=formatted):
+            network = torch.compile(copy.deepcopy(theirs))
+            return lambda: network(formatted)
+
+        contenders.add_peer(f"compile {format}", compiled)
     for name, make in PEERS.items():
-        if name in options.without:
-            continue
-        try:
-            calls[name] = make(copy.deepcopy(model), example)
-        except ImportError:
-            progress(f"{name} is not installed")
-    return calls
+        contenders.add_peer(name, lambda make=make: make(copy.deepcopy(model), example))
 
 
 def _channels_last(example: torch.Tensor) -> torch.memory_format:
@@ -102,22 +159,22 @@ def _step(model, input, target) -> Callable:
     return step
 
 
-def _training(model, example, options, progress) -> tuple[dict[str, Callable], dict[str, int]]:
-    calls, kept = {}, {}
+def _training(model, example, contenders: Contenders) -> dict[str, int]:
+    kept = {}
     target = torch.randn(model(example).shape, generator=torch.Generator().manual_seed(1))
     for format in ("nchw", "nhwc"):
         input = in_format(example, format)
         layout = torch.contiguous_format if format == "nchw" else _channels_last(example)
-        contenders = {"torch": copy.deepcopy(model), "ours": _converted(model, example)}
-        for who, network in contenders.items():
+        for who, network in (("torch", copy.deepcopy(model)), ("ours", _converted(model, example))):
             network.to(memory_format=layout)
             kept[f"{who} {format}"] = saved_bytes(network, input)
-            calls[f"{who} {format}"] = _step(network, input, target)
-        if "compile" not in options.without:
-            progress(f"compiling by inductor, {format}")
-            compiled = torch.compile(copy.deepcopy(model).to(memory_format=layout))
-            calls[f"compile {format}"] = _step(compiled, input, target)
-    return calls, kept
+            contenders.add(f"{who} {format}", _step(network, input, target))
+
+        def compiled(input=input, layout=layout):
+            return _step(torch.compile(copy.deepcopy(model).to(memory_format=layout)), input, target)
+
+        contenders.add_peer(f"compile {format}", compiled)
+    return kept
 
 
 def saved_bytes(model, input) -> int:
@@ -154,20 +211,20 @@ def run(options, progress) -> Result:
     name = f"model-{options.name}-{options.mode}-n{options.batch}"
     result = Result(name, ["contender", "ms", "quartiles", "ours is faster by", "error", "kept for backward, MB"])
     kept: dict[str, int] = {}
+    contenders = Contenders(options, progress)
+    calls = contenders.calls
     if options.mode == "infer":
         model = models.settle(model, example).eval()
         torch._inductor.config.freezing = True
-        with torch.no_grad():
-            calls = _inference(model, example, options, progress)
-            reference = copy.deepcopy(model).double()(example.double())
-            errors = {who: _error(call(), reference) for who, call in calls.items()}
-            progress("timing")
-            timing = measure.interleave(calls, options.rounds, max(options.seconds, 0.2))
     else:
         model.train()
-        calls, kept = _training(model, example, options, progress)
+    with torch.set_grad_enabled(options.mode == "train"):
+        if options.mode == "infer":
+            _inference(model, example, contenders)
+        else:
+            kept = _training(model, example, contenders)
         reference = copy.deepcopy(model).double()(example.double()).detach()
-        errors = {who: _error(call(), reference) for who, call in calls.items()}
+        errors = {who: _error(contenders.outputs[who], reference) for who in calls}
         progress("timing")
         timing = measure.interleave(calls, options.rounds, max(options.seconds, 0.2))
     best = timing.best([who for who in calls if who.startswith("ours")])
@@ -190,12 +247,13 @@ def run(options, progress) -> Result:
         f"{name}, {torch.get_num_threads()} threads: against eager {timing.ratio(eager, best)[0]:.2f}, against the "
         f"best of all ({rest}) {timing.ratio(rest, best)[0]:.2f}"
     ]
+    result.summary += [f"{who} is left out: {reason}" for who, reason in contenders.left_out.items()]
     if kept:
         result.summary.append(f"kept for backward: {kept[best] / kept[eager]:.2f} of torch's")
     if options.profile:
         with torch.set_grad_enabled(options.mode == "train"):
             result.summary.append(_table(calls[best]))
-    result.data = {"name": name, "contenders": records}
+    result.data = {"name": name, "contenders": records, "left_out": contenders.left_out}
     return result
 
 
