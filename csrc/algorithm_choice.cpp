@@ -99,10 +99,10 @@ double direct_cost(const ConvProblem& problem) {
 }  // namespace
 
 std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
-  const bool on_cuda =
-      algorithm == Algorithm::naive || algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::depthwise;
-  if (problem.device == Device::cuda && !on_cuda)
-    return std::string(algorithm_name(algorithm)) + " has no kernel for CUDA yet";
+  if (problem.device == Device::cuda) {
+    const std::string reason = algorithm == Algorithm::depthwise ? depthwise_refusal(problem) : std::string();
+    return reason.empty() ? cuda_refusal(algorithm, problem) : reason;
+  }
   switch (algorithm) {
     case Algorithm::winograd:
       return winograd_refusal(problem);
@@ -116,6 +116,7 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
 }
 
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
+  if (problem.device == Device::cuda) return cuda_cost(algorithm, problem);
   constexpr double scalar = 40;    // one multiply-add of the naive loop, against one of a vector
   constexpr double windows = 1.5;  // of a depthwise convolution, which no other algorithm should be asked for
   const double multiply_adds = static_cast<double>(problem.geometry.multiply_adds());
@@ -149,7 +150,7 @@ Algorithm choose_algorithm(const ConvProblem& problem, const Settings& settings)
     const auto wanted = static_cast<Algorithm>(settings.algorithm);
     if (refusal(wanted, problem).empty()) return wanted;
   }
-  Algorithm best = Algorithm::implicit_gemm;
+  Algorithm best = Algorithm::naive;
   double best_cost = estimated_cost(best, problem);
   for (int index = 0; index < kAlgorithms; ++index) {
     const auto algorithm = static_cast<Algorithm>(index);

@@ -21,8 +21,13 @@ struct ConvProblem {
 // Empty if `algorithm` can compute the problem, else the reason why not.
 std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 
-// In multiply-adds of a perfectly running matrix product; lower is faster. For algorithms that do not refuse.
+// In multiply-adds of a perfectly running matrix product, on CUDA of its scalar units; lower is faster. For algorithms
+// that do not refuse.
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem);
+
+// The same for problems on CUDA, beside what every device refuses: algorithm_choice_cuda.cpp.
+std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem);
+double cuda_cost(Algorithm algorithm, const ConvProblem& problem);
 
 // What `auto` may take. Process-wide, set by `torch_convlab.backends`.
 struct Settings {

@@ -80,10 +80,11 @@ PYBIND11_MODULE(_C, m) {
       .value("float64", Dtype::float64)
       .value("bfloat16", Dtype::bfloat16)
       .value("float16", Dtype::float16);
+  py::enum_<Device>(m, "Device").value("cpu", Device::cpu).value("cuda", Device::cuda);
   m.def(
       "explain",
-      [](const ConvGeometry& geometry, Pass pass, Dtype dtype) {
-        const ConvProblem problem{geometry, pass, dtype, Device::cpu};
+      [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device) {
+        const ConvProblem problem{geometry, pass, dtype, device};
         py::dict verdicts;
         for (int index = 0; index < kAlgorithms; ++index) {
           const auto algorithm = static_cast<Algorithm>(index);
@@ -94,7 +95,7 @@ PYBIND11_MODULE(_C, m) {
         }
         return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
       },
-      py::arg("geometry"), py::arg("pass"), py::arg("dtype"));
+      py::arg("geometry"), py::arg("pass"), py::arg("dtype"), py::arg("device"));
   m.def(
       "workspace",
       [](const ConvGeometry& geometry, Pass pass, const std::string& algorithm, bool channels_last, int threads) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import emulator
+import helpers
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -37,6 +38,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    helpers.KERNELS = "cpu" if config.option.device == "cpu" else "cuda"
     if config.option.durations is None:
         config.option.durations = 10
         config.option.durations_min = 1.0

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMATS = ("channels_first", "channels_last")
 ALGORITHMS = (*torch_convlab.algorithms(), "auto")
+KERNELS = "cpu"  # whose kernels run where a test does not say so: conftest.py sets it from --device
 
 # The naive algorithm does not get problems of more multiply-adds than this: it would take seconds.
 NAIVE_LIMIT = 10_000_000
@@ -51,6 +52,8 @@ ACCUMULATION = {
 def bound(algorithm: str, dtype: torch.dtype, reduction: int, reference: torch.Tensor, typical: float) -> torch.Tensor:
     """The largest error allowed for each element of a result whose float64 value is `reference`; see above."""
     unit = torch.finfo(ACCUMULATION[dtype]).eps / (1 if dtype == torch.float64 else 2)
+    if KERNELS == "cuda" and dtype == torch.float32 and algorithm == "implicit_gemm":
+        algorithm = "split tf32"
     factor = max(FACTOR.values()) if algorithm == "auto" else FACTOR.get(algorithm, 1.0)
     scale = max(reference.abs().max().item(), typical) if reference.numel() else typical
     allowed = torch.full_like(reference, factor * (2 + math.sqrt(reduction)) * unit * scale)
@@ -168,15 +171,25 @@ def reference(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {"forward": output.detach(), "backward_input": grad_input, "backward_weight": grad_weight}
 
 
-def refusal(case: ConvCase, algorithm: str, pass_: str = "forward") -> str | None:
-    """Why the algorithm does not compute a pass of this case, or None."""
+def refusal(
+    case: ConvCase, algorithm: str, pass_: str = "forward", dtype: torch.dtype = torch.float32, on: str | None = None
+) -> str | None:
+    """Why the algorithm does not compute a pass of this case on the device, or None."""
     if algorithm == "auto":
         return None
     if case.transposed:  # the adjoint: see run_pass
         pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
     input_size, weight_size = (case.output if case.transposed else case.input), case.weight
     choice = torch_convlab.explain_convolution(
-        input_size, weight_size, case.stride, case.padding, case.dilation, case.groups, pass_=pass_
+        input_size,
+        weight_size,
+        case.stride,
+        case.padding,
+        case.dilation,
+        case.groups,
+        pass_=pass_,
+        dtype=dtype,
+        device=on or KERNELS,
     )
     return choice.verdicts[algorithm].refusal
 

@@ -38,7 +38,7 @@ PROBLEMS = [
     for algorithm in ALGORITHMS
     for dtype in (DTYPES if algorithm != "auto" else [torch.float32])
     for pass_ in PASSES
-    if (algorithm != "naive" or case.multiply_adds <= NAIVE_LIMIT) and not refusal(case, algorithm, pass_)
+    if (algorithm != "naive" or case.multiply_adds <= NAIVE_LIMIT) and not refusal(case, algorithm, pass_, dtype)
 ]
 # Algorithms for single shapes of kernel would refuse the problems that have more elements than int32 counts.
 ANY_GEOMETRY = ("naive", "implicit_gemm", "auto")

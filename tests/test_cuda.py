@@ -14,10 +14,10 @@ import test_normalization
 import test_pooling
 import torch
 from cases import BY_NAME, PASSES, SMALL
-from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, run_pass
+from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, refusal, run_pass
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 100_000, "implicit_gemm": 300_000}
+LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "direct": 300_000, "depthwise": 300_000}
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +46,15 @@ def laid_out(case, dtype, format):
         pytest.param(case, algorithm, id=f"{case}-{algorithm}")
         for algorithm, limit in LIMIT.items()
         for case in SMALL
-        if case.multiply_adds <= limit
+        if case.multiply_adds <= limit and not refusal(case, algorithm, on="cuda")
     ],
 )
 def test_convolution(case, algorithm):
     for dtype in DTYPES:
-        if dtype == torch.float64 and algorithm != "naive":
-            continue  # the naive kernels, again
         for format in FORMATS:
             for pass_ in PASSES:
+                if refusal(case, algorithm, pass_, dtype, on="cuda"):
+                    continue
                 with emulator.emulated() as launches:
                     actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
                     assert launches() > 0 or case.input[0] == 0
@@ -80,7 +80,7 @@ def test_tf32_is_used_where_torch_allows_it(format, tf32):
 @pytest.mark.parametrize("algorithm", LIMIT)
 def test_fused(algorithm, format, dtype):
     """relu(convolution + bias + residual), rounded once."""
-    case = BY_NAME["3x3_valid_batch3"]
+    case = BY_NAME["depthwise_dilated" if algorithm == "depthwise" else "3x3_valid_batch3"]
     tensors = laid_out(case, dtype, format)
     bias, residual = torch.randn(case.out_channels).to(dtype), in_format(tensors["grad_output"], format)
     parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups

@@ -170,6 +170,25 @@ def test_explain_convolution():
     assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
 
 
+def test_explain_convolution_on_cuda():
+    """CUDA's own refusals and choice, whether or not a GPU is there."""
+
+    def explain(channels, groups=1, **keywords):
+        sizes = (8, channels, 56, 56), (channels, channels // groups, 3, 3)
+        return torch_convlab.explain_convolution(*sizes, padding=1, groups=groups, device="cuda", **keywords)
+
+    dense = explain(64, dtype=torch.bfloat16)
+    assert dense.chosen == "implicit_gemm"
+    assert "no kernel for CUDA" in dense.verdicts["winograd"].refusal
+    assert dense.verdicts["naive"].cost > dense.verdicts["direct"].cost > dense.verdicts["implicit_gemm"].cost
+    assert explain(128, groups=128, dtype=torch.float16).chosen == "depthwise"
+    assert explain(128, groups=32, dtype=torch.bfloat16).chosen == "direct"  # four channels each
+    double = explain(64, dtype=torch.float64)
+    assert double.chosen == "direct" and "tensor cores" in double.verdicts["implicit_gemm"].refusal
+    huge = torch_convlab.explain_convolution((1, 1, 1 << 15, 1 << 15), (1, 1, 3, 3), device=torch.device("cuda"))
+    assert huge.chosen == "naive" and "2^29" in huge.verdicts["implicit_gemm"].refusal
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -178,6 +197,7 @@ def test_explain_convolution():
         ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "pass_": "backward"}, "pass_ to be one of forward"),
         ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "dtype": torch.int8}, "dtype to be one of float32"),
         ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "stride": 0}, "stride"),
+        ({"input_size": (1, 4, 5, 5), "weight_size": (4, 4, 3, 3), "device": "meta"}, "device"),
     ],
 )
 def test_explain_convolution_errors(arguments, message):

@@ -34,12 +34,16 @@ SPILLS_ALLOWED = {
     "_backward<": 96,  # pooling: addresses of the three axes, once a thread and outside of the inner loop
     "max_forward<double": 32,  # the same
     "reduce_": 96,  # normalization: constants of the widest vectors, outside of the loop
+    "depthwise_pixels<": 96,  # addresses and sizes, outside of the loops over taps; so are the next two
+    "direct_pixels<": 64,
+    "weight_rows<": 32,
     "naive_": 160,  # the definition, in 64 bits: nobody waits for it
 }
 # What the machine code of the kernels whose names match must hold.
 INSTRUCTIONS = {
     r"Gemm<": r"HMMA",
     r"Gemm<\w+, \S+ true,": r"LDGSTS",  # cp.async, where operands are copied 16 bytes at a time
+    r"(depthwise_pixels|direct_pixels|weight_rows)<\w+, 4,": r"LDG\.E\.\S*(64|128)",  # vectors of four channels
 }
 
 

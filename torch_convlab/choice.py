@@ -13,7 +13,8 @@ from . import _C
 class Verdict:
     """What one algorithm says to a problem: a reason to refuse it, or the cost it expects.
 
-    `cost` is in multiply-adds of a perfectly running matrix product: comparable between algorithms, not a time.
+    `cost` is in multiply-adds of a perfectly running matrix product, on CUDA of its scalar units: comparable between
+    algorithms, not a time.
     """
 
     refusal: str | None
@@ -29,9 +30,18 @@ class Choice:
 
 
 def explain_convolution(
-    input_size, weight_size, stride=1, padding=0, dilation=1, groups=1, *, pass_="forward", dtype=torch.float32
+    input_size,
+    weight_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    pass_="forward",
+    dtype=torch.float32,
+    device="cpu",
 ) -> Choice:
-    """Say which algorithm ``"auto"`` takes for a convolution on the CPU, and what each algorithm says to it.
+    """Say which algorithm ``"auto"`` takes for a convolution, and what each algorithm says to it.
 
     Args:
         input_size: ``N, C, *spatial`` with one to three spatial sizes.
@@ -39,9 +49,10 @@ def explain_convolution(
         stride, padding, dilation: integers, or one per spatial axis.
         pass_: ``"forward"``, ``"backward_input"`` or ``"backward_weight"``.
         dtype: float32, float64, bfloat16 or float16.
+        device: ``"cpu"`` or ``"cuda"``, as a string or `torch.device`; none need be there.
 
     Raises:
-        ValueError: sizes, `pass_` or `dtype` that no convolution has.
+        ValueError: sizes, `pass_`, `dtype` or `device` that no convolution has.
 
     >>> explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen
     'winograd'
@@ -71,5 +82,10 @@ def explain_convolution(
         raise ValueError(f"expected pass_ to be one of {', '.join(_C.Pass.__members__)}, got {pass_!r}")
     if name not in _C.Dtype.__members__:
         raise ValueError(f"expected dtype to be one of {', '.join(_C.Dtype.__members__)}, got {dtype}")
-    chosen, verdicts = _C.explain(geometry, _C.Pass.__members__[pass_], _C.Dtype.__members__[name])
+    kind = torch.device(device).type
+    if kind not in _C.Device.__members__:
+        raise ValueError(f"expected device to be one of {', '.join(_C.Device.__members__)}, got {device}")
+    chosen, verdicts = _C.explain(
+        geometry, _C.Pass.__members__[pass_], _C.Dtype.__members__[name], _C.Device.__members__[kind]
+    )
     return Choice(chosen, {key: Verdict(reason or None, cost) for key, (reason, cost) in verdicts.items()})

@@ -1,17 +1,41 @@
-// From an algorithm to its kernels.
+// From an algorithm to its kernels. What they cannot compute has been refused: csrc/algorithm_choice_cuda.cpp.
 #include "conv.h"
 
 namespace {
-bool by_implicit_gemm(const convlab::cuda::ConvArguments& a) {
-  return a.algorithm == convlab::Algorithm::implicit_gemm && convlab::cuda::implicit_gemm_fits(a);
+
+using namespace convlab;
+using cuda::ConvArguments;
+
+struct Kernels {
+  int (*run)(const ConvArguments&, void* stream);
+  int64_t (*workspace)(const ConvArguments&);
+};
+
+int64_t nothing(const ConvArguments&) { return 0; }
+
+Kernels kernels_of(const ConvArguments& a) {
+  using namespace cuda;
+  const bool to_weight = a.pass == Pass::backward_weight;
+  switch (a.algorithm) {
+    case Algorithm::implicit_gemm:
+      return {implicit_gemm_convolution, implicit_gemm_workspace};
+    case Algorithm::direct:
+      if (!to_weight) return {direct_pixels_convolution, nothing};
+      return {direct_weight_convolution, direct_weight_workspace};
+    case Algorithm::depthwise:
+      if (!to_weight) return {depthwise_pixels_convolution, nothing};
+      return {direct_weight_convolution, direct_weight_workspace};
+    default:
+      return {naive_convolution, nothing};
+  }
 }
+
 }  // namespace
 
 extern "C" int64_t convlab_convolution_workspace(const convlab::cuda::ConvArguments* arguments) {
-  return by_implicit_gemm(*arguments) ? convlab::cuda::implicit_gemm_workspace(*arguments) : 0;
+  return kernels_of(*arguments).workspace(*arguments);
 }
 
 extern "C" int convlab_convolution(const convlab::cuda::ConvArguments* arguments, void* stream) {
-  if (by_implicit_gemm(*arguments)) return convlab::cuda::implicit_gemm_convolution(*arguments, stream);
-  return convlab::cuda::naive_convolution(*arguments, stream);
+  return kernels_of(*arguments).run(*arguments, stream);
 }

@@ -49,16 +49,34 @@ struct ConvTensors {
   // What is stored at `at`, in channel `channel` of the tensor written, for a sum of products.
   template <class A>
   CONVLAB_DEVICE T finished(A sum, int64_t channel, int64_t at) const {
-    if (bias) sum += to_accumulate(bias[channel]);
-    if (residual) sum += to_accumulate(residual[at]);
-    if (relu) sum = sum < A(0) ? A(0) : sum;  // NaN stays
-    return from_accumulate<T>(sum);
+    const A sums[1] = {sum};
+    return finished(sums, channel, at).value[0];
+  }
+  // The same for N neighbouring channels that are neighbours in memory, aligned to all of them.
+  template <class A, int N>
+  CONVLAB_DEVICE Vector<T, N> finished(const A (&sum)[N], int64_t channel, int64_t at) const {
+    Vector<T, N> result, added;
+    if (residual) added = load_vector<N>(residual, at);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      A value = sum[i];
+      if (bias) value += to_accumulate(bias[channel + i]);
+      if (residual) value += to_accumulate(added.value[i]);
+      if (relu) value = value < A(0) ? A(0) : value;  // NaN stays
+      result.value[i] = from_accumulate<T>(value);
+    }
+    return result;
   }
 };
 
 int naive_convolution(const ConvArguments& a, void* stream);
 
-bool implicit_gemm_fits(const ConvArguments& a);
+// Of the algorithms direct and depthwise: forward and backward input, and backward weight.
+int direct_pixels_convolution(const ConvArguments& a, void* stream);
+int depthwise_pixels_convolution(const ConvArguments& a, void* stream);
+int64_t direct_weight_workspace(const ConvArguments& a);
+int direct_weight_convolution(const ConvArguments& a, void* stream);
+
 int64_t implicit_gemm_workspace(const ConvArguments& a);
 int implicit_gemm_convolution(const ConvArguments& a, void* stream);
 

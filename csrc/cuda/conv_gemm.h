@@ -33,7 +33,7 @@ struct GemmProblem {
   int read_channels, write_channels;  // per group
   int rows, columns, depth, chunk;    // chunk: of the sum, for one split
   int groups;
-  int64_t weight_read, weight_write;  // what one channel read, or written, moves in the weight
+  int64_t weight_read, weight_write, weight_group;  // what one channel read, or written, or a group moves in the weight
 
   CONVLAB_DEVICE int64_t weight_tap(const Walk& walk) const {
     const int z = phase.first_tap[0] + walk.tap[0] * phase.tap_stride[0];
@@ -66,6 +66,36 @@ struct GemmProblem {
     return offset;
   }
 };
+
+template <class T>
+GemmProblem<T> gemm_problem(const ConvArguments& a, const Phase& phase) {
+  const ConvGeometry& g = a.geometry;
+  const bool to_input = a.pass == Pass::backward_input;
+  const ConvTensors<T> t(a);
+  GemmProblem<T> p{t};
+  p.phase = phase;
+  p.read = to_input ? t.out : t.in;
+  p.write = to_input ? t.in : t.out;
+  p.groups = static_cast<int>(g.groups);
+  p.read_channels = static_cast<int>(to_input ? g.out_channels_per_group() : g.in_channels_per_group());
+  p.write_channels = static_cast<int>(to_input ? g.in_channels_per_group() : g.out_channels_per_group());
+  p.weight_read = to_input ? t.weight_filter : t.weight_channel;
+  p.weight_write = to_input ? t.weight_channel : t.weight_filter;
+  p.weight_group = g.out_channels_per_group() * t.weight_filter;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    p.read_size[axis] = static_cast<int>(to_input ? g.output[axis] : g.input[axis]);
+    p.kernel[axis] = static_cast<int>(g.kernel[axis]);
+  }
+  const int pixels = static_cast<int>(g.batch) * phase.pixels(), patch = phase.tap_count() * p.read_channels;
+  const bool to_weight = a.pass == Pass::backward_weight;
+  p.left = to_weight ? t.output : to_input ? t.output : t.input;
+  p.right = to_weight ? t.input : t.weight;
+  p.written = to_input ? t.input : t.output;
+  p.rows = to_weight ? p.write_channels : pixels;
+  p.columns = to_weight ? patch : p.write_channels;
+  p.depth = p.chunk = to_weight ? pixels : patch;
+  return p;
+}
 
 // kTile rows or columns of the product; the thread's chunk number j.
 template <class T, int kTile>
@@ -121,7 +151,7 @@ struct WeightRows : AlongSum<T, kTile> {
   CONVLAB_DEVICE void begin(const GemmProblem<T>& p, int at, int group, int) {
     walk.begin(Base::column() * kChunk<T>, p.read_channels, p.phase);
     tile = at;
-    first = static_cast<int64_t>(group) * p.write_channels * p.weight_write;
+    first = group * p.weight_group;
   }
   CONVLAB_DEVICE bool place(const GemmProblem<T>& p, int j, int e, int64_t& offset) const {
     Walk at = walk;
@@ -144,7 +174,7 @@ struct WeightColumns : AcrossSum<T, kTile> {
 #pragma unroll
     for (int j = 0; j < Base::kChunks; ++j) walk[j].begin(Base::row(j), p.read_channels, p.phase);
     tile = at;
-    first = static_cast<int64_t>(group) * p.read_channels * p.weight_read;
+    first = group * p.weight_group;
   }
   CONVLAB_DEVICE bool place(const GemmProblem<T>& p, int j, int e, int64_t& offset) const {
     const int column = tile + Base::column() * kChunk<T> + e;

@@ -5,8 +5,7 @@
 // chunks of 16 bytes, operands are copied asynchronously; otherwise element by element. Backward weight, whose product
 // is small and whose sum is long, is cut into splits that depend on the geometry alone; a second kernel adds them in
 // order. Cost: multiply_adds() on tensor cores, three times for float32 with all its digits. Limits: sizes below 2^29,
-// else the naive kernel; float64 has no tensor cores here and is naive too. Groups of few channels leave most of a tile
-// idle. Not yet run on a GPU.
+// no float64; groups of few channels leave most of a tile idle, and are for direct. Not yet run on a GPU.
 #include "conv_mainloop.h"
 
 namespace convlab::cuda {
@@ -113,35 +112,6 @@ __global__ void __launch_bounds__(kReduceThreads) add_splits(GemmProblem<T> p, i
              column % p.read_channels * p.t.weight_channel] = from_accumulate<T>(sum);
 }
 
-template <class T>
-GemmProblem<T> gemm_problem(const ConvArguments& a, const Phase& phase) {
-  const ConvGeometry& g = a.geometry;
-  const bool to_input = a.pass == Pass::backward_input;
-  const ConvTensors<T> t(a);
-  GemmProblem<T> p{t};
-  p.phase = phase;
-  p.read = to_input ? t.out : t.in;
-  p.write = to_input ? t.in : t.out;
-  p.groups = static_cast<int>(g.groups);
-  p.read_channels = static_cast<int>(to_input ? g.out_channels_per_group() : g.in_channels_per_group());
-  p.write_channels = static_cast<int>(to_input ? g.in_channels_per_group() : g.out_channels_per_group());
-  p.weight_read = to_input ? t.weight_filter : t.weight_channel;
-  p.weight_write = to_input ? t.weight_channel : t.weight_filter;
-  for (int axis = 0; axis < kMaxSpatial; ++axis) {
-    p.read_size[axis] = static_cast<int>(to_input ? g.output[axis] : g.input[axis]);
-    p.kernel[axis] = static_cast<int>(g.kernel[axis]);
-  }
-  const int pixels = static_cast<int>(g.batch) * phase.pixels(), patch = phase.tap_count() * p.read_channels;
-  const bool to_weight = a.pass == Pass::backward_weight;
-  p.left = to_weight ? t.output : to_input ? t.output : t.input;
-  p.right = to_weight ? t.input : t.weight;
-  p.written = to_input ? t.input : t.output;
-  p.rows = to_weight ? p.write_channels : pixels;
-  p.columns = to_weight ? patch : p.write_channels;
-  p.depth = p.chunk = to_weight ? pixels : patch;
-  return p;
-}
-
 unsigned tiles(int64_t size, int tile) { return static_cast<unsigned>((size + tile - 1) / tile); }
 
 template <class T, Math kMath, bool kVector, int kTile>
@@ -159,17 +129,7 @@ int run_phase(const ConvArguments& a, const Phase& phase, void* stream) {
 
 template <class T, Math kMath, bool kVector, int kTile>
 int run_pixels(const ConvArguments& a, void* stream) {
-  const ConvGeometry& g = a.geometry;
-  if (a.pass == Pass::forward) return run_phase<T, kMath, kVector, kTile>(a, forward_phase(g), stream);
-  int64_t residue[kMaxSpatial];
-  for (residue[0] = 0; residue[0] < g.stride[0]; ++residue[0])
-    for (residue[1] = 0; residue[1] < g.stride[1]; ++residue[1])
-      for (residue[2] = 0; residue[2] < g.stride[2]; ++residue[2])
-        if (residue[0] < g.input[0] && residue[1] < g.input[1] && residue[2] < g.input[2]) {
-          const int error = run_phase<T, kMath, kVector, kTile>(a, backward_phase(g, residue), stream);
-          if (error) return error;
-        }
-  return 0;
+  return for_each_phase(a, [&](const Phase& phase) { return run_phase<T, kMath, kVector, kTile>(a, phase, stream); });
 }
 
 // How many splits backward weight is cut into: enough blocks for a large GPU, and sums of at least 512 pixels.
@@ -235,13 +195,6 @@ int run_typed(const ConvArguments& a, void* stream) {
 }
 
 }  // namespace
-
-bool implicit_gemm_fits(const ConvArguments& a) {
-  const ConvGeometry& g = a.geometry;
-  return a.dtype != Dtype::float64 && fits_phase(g) && g.groups * splits_of(g, 64) <= 65535 &&
-         ceil_divide<int64_t>(g.taps() * g.in_channels_per_group(), 64) <= 65535 &&
-         ceil_divide<int64_t>(g.in_channels_per_group() + g.out_channels_per_group(), 64) <= 65535;
-}
 
 int64_t implicit_gemm_workspace(const ConvArguments& a) {
   if (a.pass != Pass::backward_weight) return 0;

@@ -55,15 +55,17 @@ inline Phase backward_phase(const ConvGeometry& g, const int64_t (&residue)[kMax
   return phase;
 }
 
-// Whether all places and counts of both passes fit 32 bits, with room for sums of a few of them.
-inline bool fits_phase(const ConvGeometry& g) {
-  constexpr int64_t limit = int64_t{1} << 29;
-  for (int axis = 0; axis < kMaxSpatial; ++axis)
-    if (g.input[axis] + g.padding[axis] > limit || g.output[axis] + g.stride[axis] > limit ||
-        g.kernel[axis] * g.dilation[axis] > limit || g.output[axis] * g.stride[axis] > limit)
-      return false;
-  return g.batch * g.input_pixels() < limit && g.batch * g.output_pixels() < limit &&
-         g.taps() * (g.in_channels + g.out_channels) < limit;
+// Calls run(phase), which returns an error code, for each phase of the pass, which writes pixels.
+template <class Run>
+int for_each_phase(const ConvArguments& a, const Run& run) {
+  const ConvGeometry& g = a.geometry;
+  if (a.pass == Pass::forward) return run(forward_phase(g));
+  int64_t residue[kMaxSpatial];
+  for (residue[0] = 0; residue[0] < g.stride[0] && residue[0] < g.input[0]; ++residue[0])
+    for (residue[1] = 0; residue[1] < g.stride[1] && residue[1] < g.input[1]; ++residue[1])
+      for (residue[2] = 0; residue[2] < g.stride[2] && residue[2] < g.input[2]; ++residue[2])
+        if (const int error = run(backward_phase(g, residue))) return error;
+  return 0;
 }
 
 // Sample and coordinates of written pixel `m`.

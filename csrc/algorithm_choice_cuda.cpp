@@ -1,0 +1,117 @@
+// What the kernels for CUDA refuse, and what they are expected to cost. Not fitted: no GPU has been measured. The
+// ratios follow from the instructions in the kernels and the data sheet of an H200: 30e12 scalar multiply-adds a
+// second, ten times that on tensor cores in 16 bits, and 4.3e12 bytes.
+#include <algorithm>
+
+#include "algorithm_choice.h"
+
+namespace convlab {
+
+namespace {
+
+constexpr int64_t kMostBlocks = 65535;  // along the grid's second and third axis
+
+double rounded_up(int64_t value, int64_t unit) { return static_cast<double>(ceil_divide(value, unit) * unit); }
+
+// Places, pixels and taps are counted in 32 bits, with room for sums of a few of them.
+std::string size_refusal(const std::string& name, const ConvGeometry& g) {
+  constexpr int64_t limit = int64_t{1} << 29;
+  int64_t largest =
+      std::max({g.batch * g.input_pixels(), g.batch * g.output_pixels(), g.taps() * (g.in_channels + g.out_channels)});
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    largest = std::max({largest, g.input[axis] + g.padding[axis], g.output[axis] + g.stride[axis],
+                        g.kernel[axis] * g.dilation[axis], g.output[axis] * g.stride[axis]});
+  if (largest < limit) return {};
+  return name + " counts pixels and taps up to 2^29 on CUDA, but there are " + std::to_string(largest);
+}
+
+std::string depthwise_refusal(const ConvGeometry& g) {
+  constexpr int64_t most_taps = 3072, most_elements = int64_t{1} << 31;  // filters are kept in shared memory
+  if (g.taps() > most_taps)
+    return "depthwise has filters of at most " + std::to_string(most_taps) + " taps on CUDA, but there are " +
+           std::to_string(g.taps());
+  if (std::max(g.input_elements(), g.output_elements()) >= most_elements)
+    return "depthwise has tensors of at most 2^31 elements on CUDA, but there are " +
+           std::to_string(std::max(g.input_elements(), g.output_elements()));
+  return {};
+}
+
+// The sum over the reads of one written element, and what is written: the matrices of conv_gemm.h, for one group.
+struct Product {
+  int64_t rows, columns, depth;
+
+  explicit Product(const ConvProblem& problem) {
+    const ConvGeometry& g = problem.geometry;
+    const int64_t filters = g.out_channels_per_group(), channels = g.in_channels_per_group();
+    const bool to_input = problem.pass == Pass::backward_input;
+    rows = g.batch * (to_input ? g.input_pixels() : g.output_pixels());
+    columns = to_input ? channels : filters;
+    depth = g.taps() * (to_input ? filters : channels);
+    if (problem.pass == Pass::backward_weight) {
+      depth = rows;
+      rows = filters;
+      columns = g.taps() * channels;
+    }
+  }
+};
+
+// A tile is 64 wide, and half of it idles where a group has 32 channels. Where channels do not fill 16 bytes, operands
+// come element by element, at about 30 instructions each.
+double implicit_gemm_cost(const ConvProblem& problem, int64_t element_size) {
+  constexpr double per_gathered = 30, in_16_bits = 0.1, in_tf32 = 0.5;
+  constexpr int64_t tile = 64;
+  const ConvGeometry& g = problem.geometry;
+  const Product product(problem);
+  const double padded = static_cast<double>(g.groups) * rounded_up(product.rows, tile) *
+                        rounded_up(product.columns, tile) * rounded_up(product.depth, tile / element_size);
+  const int64_t chunk = 16 / element_size;
+  const bool whole = g.in_channels_per_group() % chunk == 0 && g.out_channels_per_group() % chunk == 0;
+  const double gathered = whole ? 0 : padded * 2 / tile;
+  return std::max(padded * (element_size == 2 ? in_16_bits : in_tf32), gathered * per_gathered);
+}
+
+// A thread has four channels of a group; with fewer it idles, and reads as many times for less.
+double direct_cost(const ConvProblem& problem) {
+  constexpr double windows = 2, by_element = 1.5;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t filters = g.out_channels_per_group(), channels = g.in_channels_per_group();
+  const int64_t written = problem.pass == Pass::backward_input ? channels : filters;
+  const double idle = written == 1 ? 1 : rounded_up(written, 4) / static_cast<double>(written);
+  const double reads = filters % 4 == 0 && channels % 4 == 0 ? 1 : by_element;
+  return static_cast<double>(g.multiply_adds()) * windows * idle * reads;
+}
+
+}  // namespace
+
+std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
+  const ConvGeometry& g = problem.geometry;
+  const std::string name = algorithm_name(algorithm);
+  if (algorithm == Algorithm::naive) return {};
+  if (algorithm == Algorithm::winograd) return name + " has no kernel for CUDA yet";
+  if (algorithm == Algorithm::implicit_gemm && problem.dtype == Dtype::float64)
+    return "implicit_gemm needs tensor cores on CUDA, which it does not use in float64";
+  if (algorithm == Algorithm::depthwise)
+    if (const std::string reason = depthwise_refusal(g); !reason.empty()) return reason;
+  const int64_t blocks =
+      algorithm == Algorithm::implicit_gemm
+          ? std::max(g.groups,
+                     ceil_divide<int64_t>(g.taps() * g.in_channels_per_group() + g.out_channels_per_group(), 64))
+          : g.in_channels + g.out_channels;
+  if (blocks > kMostBlocks)
+    return name + " cuts channels into at most " + std::to_string(kMostBlocks) + " blocks on CUDA, but needs up to " +
+           std::to_string(blocks);
+  return size_refusal(name, g);
+}
+
+double cuda_cost(Algorithm algorithm, const ConvProblem& problem) {
+  constexpr double per_byte = 7, scalar = 20, windows = 1.3;
+  const int64_t element_size = problem.dtype == Dtype::float64 ? 8 : problem.dtype == Dtype::float32 ? 4 : 2;
+  const double multiply_adds = static_cast<double>(problem.geometry.multiply_adds());
+  double cost = scalar * multiply_adds;
+  if (algorithm == Algorithm::implicit_gemm) cost = implicit_gemm_cost(problem, element_size);
+  if (algorithm == Algorithm::direct) cost = direct_cost(problem);
+  if (algorithm == Algorithm::depthwise) cost = windows * multiply_adds;
+  return cost + per_byte * static_cast<double>(problem.geometry.bytes(element_size));
+}
+
+}  // namespace convlab
