@@ -8,7 +8,7 @@
 // Cost: one read. Limits: |x - shift| beyond 1e19 overflows in float.
 #pragma once
 #include "norm_kernels.h"
-#include "vec.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -45,14 +45,6 @@ CONVLAB_INLINE vec<A> zero_rest(vec<A> v, First first) {
   return lane < count ? v : vec<A>{};
 }
 
-// Whether an output is written past the caches: if it is larger than what a cache keeps until it is read again (half of
-// a common last level; smaller ones are better kept), and vectors of runs of `run` elements are aligned.
-constexpr int64_t kStreamedBytes = int64_t{16} << 20;
-template <class T>
-bool streams(const T* output, int64_t elements, int64_t run) {
-  return std::is_same_v<T, float> && elements * static_cast<int64_t>(sizeof(T)) > kStreamedBytes &&
-         run % lanes<float> == 0 && reinterpret_cast<uintptr_t>(output) % CONVLAB_VECTOR_BYTES == 0;
-}
 template <bool Streams, class T, class Part>
 CONVLAB_INLINE void store_output(T* p, vec<accumulate_t<T>> v, Part part) {
   if constexpr (Streams && std::is_same_v<T, float> && std::is_same_v<Part, Whole>)
@@ -97,16 +89,6 @@ CONVLAB_INLINE void with_flags(bool first, bool second, const Body& body) {
   if (first) return body(std::true_type{}, std::false_type{});
   if (second) return body(std::false_type{}, std::true_type{});
   return body(std::false_type{}, std::false_type{});
-}
-
-template <class T, class Body>
-CONVLAB_INLINE void with_streams(bool streams, const Body& body) {
-  if constexpr (std::is_same_v<T, float>)
-    if (streams) {
-      body(std::true_type{});
-      return store_fence();
-    }
-  body(std::false_type{});
 }
 
 // Where the gradient below the ReLU comes from: the residual matters only to the ReLU's mask.

@@ -2,6 +2,7 @@
 #pragma once
 #include "pool_average_backward.h"
 #include "pool_max_backward.h"
+#include "pool_max_follow.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 

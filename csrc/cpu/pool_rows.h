@@ -4,7 +4,7 @@
 // cards into `stride` piles, after which the inputs that one tap meets in neighbouring outputs are neighbours.
 #pragma once
 #include "pool_kernels.h"
-#include "vec.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 

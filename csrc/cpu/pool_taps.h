@@ -109,6 +109,28 @@ CONVLAB_INLINE vec_mask<A> load_taps(const void* taps, bool narrow, int64_t at, 
   return wide;
 }
 
+// total + grad in those of the first `count` lanes whose taps[at + lane] is `tap`.
+template <class A, bool kNarrow>
+CONVLAB_INLINE vec<A> add_where(vec<A> total, vec<A> grad, const void* taps, int64_t at, lane_int<A> tap,
+                                int64_t count) {
+#if defined(CONVLAB_AVX512)
+  if constexpr (kNarrow) {  // bytes are compared as they are
+    const uint8_t* p = static_cast<const uint8_t*>(taps) + at;
+    __m128i bytes = {};
+    if (count < lanes<A>)
+      bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1u), p);
+    else
+      std::memcpy(&bytes, p, static_cast<size_t>(lanes<A>));
+    const __mmask16 hit = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(tap)));
+    if constexpr (sizeof(A) == 4)
+      return (vec<A>)_mm512_mask_add_ps((__m512)total, hit, (__m512)total, (__m512)grad);
+    else
+      return (vec<A>)_mm512_mask_add_pd((__m512d)total, static_cast<__mmask8>(hit), (__m512d)total, (__m512d)grad);
+  }
+#endif
+  return total + (load_taps<A>(taps, kNarrow, at, count) == tap ? grad : vec<A>{});
+}
+
 // One tap; -1 if the window has none inside the input.
 inline int64_t read_tap(const void* taps, bool narrow, int64_t at) {
   if (!narrow) return static_cast<const int64_t*>(taps)[at];

@@ -3,6 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -46,7 +50,28 @@ struct ScratchBuffer {
 };
 constexpr int kScratchSlots = 4;
 constexpr int64_t kScratchAlignment = 4096;
+
+constexpr int64_t kHugePageBytes = int64_t{4} << 20;  // of the smallest memory for which huge pages are asked
+
+void ask_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kHugePageBytes) return;
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  // A hint: where the system does not take it, small pages are as right as before.
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 }  // namespace
+
+at::Tensor on_huge_pages(at::Tensor tensor) {
+  if (tensor.key_set().has(c10::DispatchKey::CPU)) {  // not those that only pretend to be, while tracing
+    const auto bytes = static_cast<int64_t>(tensor.nbytes());
+    if (bytes >= kHugePageBytes) ask_for_huge_pages(tensor.mutable_data_ptr(), bytes);
+  }
+  return tensor;
+}
 
 void* thread_scratch(int slot, int64_t bytes) {
   static thread_local ScratchBuffer buffers[kScratchSlots];
@@ -62,6 +87,7 @@ void* thread_scratch(int slot, int64_t bytes) {
     TORCH_CHECK_WITH(OutOfMemoryError, buffer.memory != nullptr, "torch_convlab: could not allocate ", rounded,
                      " bytes of scratch memory");
     buffer.bytes = rounded;
+    ask_for_huge_pages(buffer.memory.get(), rounded);
   }
   return buffer.memory.get();
 }

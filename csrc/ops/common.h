@@ -72,6 +72,11 @@ inline Layout layout_of(const at::Tensor& tensor) {
 // N x C x L -> N x C x 1 x L, so that 1-D problems share every path, memory formats included, with 2-D ones.
 inline at::Tensor with_height(const at::Tensor& tensor) { return tensor.dim() == 3 ? tensor.unsqueeze(2) : tensor; }
 
+// A large tensor on the CPU that nothing was written to yet, on huge pages where the system hands them out to those who
+// ask (Linux, transparent_hugepage/enabled set to madvise). Memory fresh from the system is faulted in page by page
+// when it is first written, which for 4 KiB pages takes longer than most kernels. Small tensors and others as they are.
+at::Tensor on_huge_pages(at::Tensor tensor);
+
 // A tensor of `size` in `layout`, of the dtype of `like` unless given; a 3-D one has the strides of its 4-D twin.
 template <class Size>
 at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
@@ -87,7 +92,7 @@ at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
   if constexpr (std::is_same_v<Int, c10::SymInt>)
     tensor = at::empty_symint(c10::SymIntArrayRef(full), options);
   else
-    tensor = at::empty(at::IntArrayRef(full), options);
+    tensor = on_huge_pages(at::empty(at::IntArrayRef(full), options));
   return flat ? tensor.squeeze(2) : tensor;
 }
 

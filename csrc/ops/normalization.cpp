@@ -24,7 +24,8 @@ namespace {
 
 Tensor empty_like_input(const Tensor& input) {
   const Tensor full = with_height(input);
-  const Tensor result = at::empty_like(full, full.options(), memory_format(layout_of(full), full.dim()));
+  const auto format = memory_format(layout_of(full), full.dim());
+  const Tensor result = on_huge_pages(at::empty_like(full, full.options(), format));
   return input.dim() == 3 ? result.squeeze(2) : result;
 }
 
@@ -46,8 +47,8 @@ NormResult group_norm_outputs(const Tensor& input, const SymInt& groups) {
 NormResult layer_norm_outputs(const Tensor& input, size_t normalized) {
   std::vector<SymInt> size = input.sym_sizes().vec();
   std::fill(size.end() - static_cast<int64_t>(normalized), size.end(), SymInt(1));
-  return {at::empty_like(input, input.options(), at::MemoryFormat::Contiguous), empty_statistics(input, size),
-          empty_statistics(input, size)};
+  return {on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous)),
+          empty_statistics(input, size), empty_statistics(input, size)};
 }
 
 NormGradients empty_gradients(const Tensor& input, Tensor grad_input, const OptionalTensor& weight,
@@ -390,7 +391,7 @@ NormResult layer_norm_backward_meta(const Tensor& grad_output, const Tensor& inp
                                     SymIntArrayRef normalized_shape, double) {
   check_layer_norm(input, weight, bias, normalized_shape);
   check_backward(grad_output, input, mean, variance, rows_of(input, normalized_shape.size()));
-  const Tensor grad_input = at::empty_like(input, input.options(), at::MemoryFormat::Contiguous);
+  const Tensor grad_input = on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous));
   return first_three(empty_gradients(input, grad_input, weight, bias, std::nullopt));
 }
 
@@ -431,7 +432,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward_meta(const Tensor& grad_output, con
   check_layer_norm(input, weight, std::nullopt, normalized_shape);
   check_twin("grad_output", grad_output, input);
   check_vector("mean_square", mean_square, input, rows_of(input, normalized_shape.size()));
-  return {at::empty_like(input, input.options(), at::MemoryFormat::Contiguous), empty_gradient(weight, input)};
+  return {on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous)),
+          empty_gradient(weight, input)};
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_output, const Tensor& input,
