@@ -184,6 +184,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
     info["cuda"] = cuda::built();
     info["instruction_set"] = cpu::capability_name(cpu::capability());
+    info["multiplies_bfloat16"] = cpu::multiplies_bfloat16();
     return info;
   });
 }

@@ -289,12 +289,13 @@ def special(tensor: torch.Tensor) -> list[torch.Tensor]:
 POISONED = ("pointwise", "3x3_valid_batch3", "3x3_stride2_odd", "grouped_stride2", "depthwise_3x3_odd", "1d_k3")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     "name, algorithm",
     [(name, algorithm) for name in POISONED for algorithm in ALGORITHMS if not refusal(BY_NAME[name], algorithm)],
 )
-def test_nan_and_inf_propagate(name, algorithm, format):
+def test_nan_and_inf_propagate(name, algorithm, format, dtype):
     """A special value reaches the elements that read it; where tiles are transformed, their neighbours too."""
     case = BY_NAME[name]
     for value in (float("nan"), float("inf"), float("-inf")):
@@ -303,7 +304,7 @@ def test_nan_and_inf_propagate(name, algorithm, format):
         ):  # fmt: skip
             if refusal(case, algorithm, pass_):
                 continue
-            tensors = laid_out(case, torch.float32, format)
+            tensors = laid_out(case, dtype, format)
             at = tuple(size // 2 for size in tensors[poisoned].shape)
             tensors[poisoned][at] = value
             double = {key: None if tensor is None else tensor.double() for key, tensor in tensors.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ for name in CASE_NAMES:
                     result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
                     check_pass(BY_NAME[name], pass_, algorithm, dtype, result)
                     count += 1
-instruction_set = torch_convlab.build_info()["instruction_set"]
-print(json.dumps([instruction_set, torch.backends.cpu.get_cpu_capability(), count]))
+ours = [torch_convlab.build_info()[key] for key in ("instruction_set", "multiplies_bfloat16")]
+print(json.dumps([*ours, torch.backends.cpu.get_cpu_capability(), count]))
 """
 CASES = (
     "pointwise_65_to_67", "3x3_bias_batch1", "3x3_stride2_odd", "all_asymmetric", "grouped_stride2",
@@ -44,8 +45,14 @@ CASES = (
 )  # fmt: skip
 
 
+def cpu_flags() -> list[str]:
+    """Features of this processor, as Linux names them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split() for line in lines if line.startswith("flags")), [])
+
+
 def run(**environment: str):
-    """(our instruction set, torch's, checks made) of the program under an environment."""
+    """(our instruction set, whether it multiplies bfloat16, torch's, checks made) of the program."""
     program = PROGRAM.replace("CASE_NAMES", repr(CASES))
     return json.loads(run_python(program, **environment).splitlines()[-1])
 
@@ -53,9 +60,10 @@ def run(**environment: str):
 @pytest.mark.skipif(len(CAPABILITIES) == 0, reason="torch knows no instruction sets of this processor")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_instruction_set(capability):
-    ours, theirs, checks = run(ATEN_CPU_CAPABILITY=capability.lower())
+    ours, pairs, theirs, checks = run(ATEN_CPU_CAPABILITY=capability.lower())
     assert theirs == capability
     assert ours == NAMES[capability]
+    assert pairs == (capability == "AVX512" and "avx512_bf16" in cpu_flags())
     assert checks >= len(CASES) * 4 * 2 * 2 * 3  # dtypes, formats, naive and one more, passes
 
 

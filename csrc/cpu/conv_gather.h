@@ -1,4 +1,5 @@
-// Gathers what a block of pixels reads from an NC(D)HW tensor: one row per (channel, tap), one column per pixel.
+// Gathers what a block of pixels reads from an NC(D)HW tensor: one row per (channel, tap), one column per pixel; where
+// two elements make a step of the reduction (operand.h), one row per (pair of channels, tap), one pair per column.
 //
 // Pixels of a block are cut into runs that lie in one line of the written tensor; per run and tap the borders are
 // found once, and then every channel copies the same span.
@@ -48,6 +49,17 @@ CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, accu
   for (; i < count; ++i) target[i] = to_accumulate(source[i * distance]);
 }
 
+template <int Step, class T>
+  requires is_reduced<T>
+CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, T* target) {
+  if constexpr (Step == 1) {
+    std::memcpy(static_cast<void*>(target), source, static_cast<size_t>(count) * sizeof(T));
+  } else {
+    const int64_t distance = Step ? Step : step;
+    for (int64_t i = 0; i < count; ++i) target[i] = source[i * distance];
+  }
+}
+
 // The tensor that is read: NC(D)HW, from the first channel wanted.
 template <class T>
 struct GatherSource {
@@ -67,11 +79,20 @@ struct Inside {
   }
 };
 
-// Fills matrix rows channel*channel_rows + tap*tap_rows for all channels wanted and all taps of the phase.
-template <class T>
-void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, int64_t run_count,
-            accumulate_t<T>* matrix, int64_t channel_rows, int64_t tap_rows) {
-  using A = accumulate_t<T>;
+// Pixels begin..end of a line, of one channel or of two.
+template <int Pair, int Step, class T, class S>
+CONVLAB_INLINE void copy_pixels(const T* from, const T* next, int64_t step, int64_t begin, int64_t end, S* row) {
+  if constexpr (Pair == 1)
+    copy_span<Step>(from + begin * step, step, end - begin, row + begin);
+  else if (end > begin)
+    interleave<Step>(from + begin * step, next ? next + begin * step : nullptr, step, end - begin, row + 2 * begin);
+}
+
+// Fills matrix rows channel*channel_rows + tap*tap_rows for all channels wanted and all taps of the phase. A channel of
+// the matrix is as many of the tensor's as Pair says; zeros make up for one that is not there.
+template <class T, class S, int Pair = products<S>>
+void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, int64_t run_count, S* matrix,
+            int64_t channel_rows, int64_t tap_rows) {
   const int64_t step = phase.axis[2].read_step, plane = phase.axis[2].taps, lines = phase.axis[1].taps;
   for (const Run* run = runs; run < runs + run_count; ++run)
     for (int64_t jx = 0; jx < plane; ++jx) {
@@ -84,19 +105,20 @@ void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, 
           const bool outside = z < 0 || z >= source.size[0] || y < 0 || y >= source.size[1];
           const int64_t begin = outside ? run->length : inside.begin, end = outside ? begin : inside.end;
           const int64_t tap = (jz * lines + jy) * plane + jx;
-          A* row = matrix + run->target + tap * tap_rows * run->pitch;
+          S* row = matrix + (run->target + tap * tap_rows * run->pitch) * Pair;
           const T* from = source.data + run->n * source.batch_stride + (z * source.size[1] + y) * source.size[2] + x;
-          for (int64_t c = 0; c < source.channels; ++c) {
-            for (int64_t i = 0; i < begin; ++i) row[i] = 0;
+          for (int64_t c = 0; c < source.channels; c += Pair) {
+            const T* next = c + 1 < source.channels ? from + source.channel_stride : nullptr;
+            for (int64_t i = 0; i < begin * Pair; ++i) row[i] = S{};
             if (step == 1)
-              copy_span<1>(from + begin, 1, end - begin, row + begin);
+              copy_pixels<Pair, 1>(from, next, 1, begin, end, row);
             else if (step == 2)
-              copy_span<2>(from + begin * 2, 2, end - begin, row + begin);
+              copy_pixels<Pair, 2>(from, next, 2, begin, end, row);
             else
-              copy_span<0>(from + begin * step, step, end - begin, row + begin);
-            for (int64_t i = end; i < run->length; ++i) row[i] = 0;
-            row += channel_rows * run->pitch;
-            from += source.channel_stride;
+              copy_pixels<Pair, 0>(from, next, step, begin, end, row);
+            for (int64_t i = end * Pair; i < run->length * Pair; ++i) row[i] = S{};
+            row += channel_rows * run->pitch * Pair;
+            from += source.channel_stride * Pair;
           }
         }
     }

@@ -9,6 +9,7 @@
 #pragma once
 #include "conv_gather.h"
 #include "conv_gemm_channels_last.h"
+#include "pack.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -16,12 +17,15 @@ template <class T>
 class GemmChannelsFirst {
  public:
   using A = accumulate_t<T>;
+  using S = operand_t<T>;
 
   explicit GemmChannelsFirst(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
     const ConvGeometry& g = t_.geometry;
-    weights_in_place_ = !is_reduced<T> && t_.pass == Pass::forward && arguments.weight_stride_tap == 1;
     const int64_t taps = g.taps();
-    block_channels_ = std::min(t_.read_channels, std::max<int64_t>(1, kDepth / taps));
+    weights_in_place_ = !kConverts && t_.pass == Pass::forward &&
+                        (products<S> == 1 ? arguments.weight_stride_tap == 1 : taps == 1 && t_.read_channels % 2 == 0);
+    depth_ = round_up(t_.read_channels, products<S>);
+    block_channels_ = std::min(depth_, std::max<int64_t>(1, kDepth / taps) * products<S>);
     const int64_t pixels = t_.rows(), parts = t_.phase_count * g.groups;
     const int64_t enough = enough_tasks(arguments.threads);
     // Smaller blocks of pixels first: splitting rows instead would gather the same pixels again.
@@ -42,7 +46,7 @@ class GemmChannelsFirst {
     if (!weights_in_place_) {
       plan.prepare_tasks = g.groups * g.taps();
       plan.packs_weight = true;
-      plan.shared_bytes = g.weight_elements() * static_cast<int64_t>(sizeof(A));
+      plan.shared_bytes = g.groups * g.taps() * t_.written_channels * depth_ * static_cast<int64_t>(sizeof(S));
     }
     plan.run_tasks = t_.phase_count * g.groups * pixel_blocks_ * row_blocks_;
     Carver count(nullptr);
@@ -51,23 +55,26 @@ class GemmChannelsFirst {
     return plan;
   }
 
-  // One tap of one group: [written channel][read channel].
+  // One tap of one group: [written channel][read channel], the latter filled up to whole steps.
   void prepare(void*, int64_t task) const {
     const int64_t taps = t_.geometry.taps(), tap = task % taps, group = task / taps;
-    A* target = packed(group, tap);
+    S* target = packed(group, tap);
     const T* source =
         arguments_.weight + t_.weight_offset(arguments_, group, 0, 0) + tap * arguments_.weight_stride_tap;
     const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
     const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
-    if (written_stride == 1 && t_.read_channels % lanes<A> == 0) {
-      for (int64_t r = 0; r < t_.read_channels; r += lanes<A>)
-        transpose_matrix(source + r * read_stride, read_stride, lanes<A>, t_.written_channels, target + r,
-                         t_.read_channels);
-      return;
+    if constexpr (products<S> == 1) {
+      if (written_stride == 1 && t_.read_channels % lanes<A> == 0) {
+        for (int64_t r = 0; r < t_.read_channels; r += lanes<A>)
+          transpose_matrix(source + r * read_stride, read_stride, lanes<A>, t_.written_channels, target + r, depth_);
+        return;
+      }
     }
-    for (int64_t w = 0; w < t_.written_channels; ++w)
+    for (int64_t w = 0; w < t_.written_channels; ++w, target += depth_) {
       for (int64_t r = 0; r < t_.read_channels; ++r)
-        target[w * t_.read_channels + r] = to_accumulate(source[w * written_stride + r * read_stride]);
+        target[r] = to_operand<S>(source[w * written_stride + r * read_stride]);
+      std::fill(target + t_.read_channels, target + depth_, S{});
+    }
   }
 
   // One block of pixels of one phase and group, times some written channels.
@@ -83,56 +90,60 @@ class GemmChannelsFirst {
 
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    const int64_t gathered_rows = block_channels_ * phase.taps();
+    const int64_t gathered_rows = block_channels_ / products<S> * phase.taps();
     const int64_t run_count = cut_into_runs(phase, begin, pixels, gathered_rows, s.runs);
     const int64_t first_row = row_block * block_rows_;
     const int64_t rows = std::min(block_rows_, t_.written_channels - first_row);
 
     for (int64_t channel = 0; channel == 0 || channel < t_.read_channels; channel += block_channels_) {
       const int64_t channels = std::min(block_channels_, t_.read_channels - channel);
+      const int64_t steps = divide_up(channels, products<S>);
       const int64_t stride = t_.read_pixels();
       const GatherSource<T> source{t_.read + (group * t_.read_channels + channel) * stride,
                                    t_.read_channels * t_.geometry.groups * stride, stride, t_.read_size, channels};
       if (weights_in_place_)
         gather(source, phase, s.runs, run_count, s.panels, phase.taps(), 1);
       else
-        gather(source, phase, s.runs, run_count, s.panels, 1, channels);
-      multiply(phase, group, channel, channels, begin, pixels, first_row, rows, gathered_rows, s);
+        gather(source, phase, s.runs, run_count, s.panels, 1, steps);
+      multiply(phase, group, channel, steps, begin, pixels, first_row, rows, gathered_rows, s);
     }
-    if (!writes_in_place()) store_staged(group, phase, first_row, rows, run_count, s);
+    if (!finishes_in_tiles()) store_staged(group, phase, first_row, rows, run_count, s);
   }
 
  private:
+  static constexpr bool kConverts = !std::is_same_v<S, T>;    // operands are not read from the tensors themselves
+  static constexpr bool kStagesSums = !std::is_same_v<A, T>;  // sums so far cannot be kept in the tensor
   static constexpr int64_t kBlockPanels = 4;
   static constexpr int64_t kMaxBlockRows = 170 * kTileRows;
 
   struct Scratch {
-    A* panels;       // [panel][gathered row][pixel]
+    S* panels;       // [panel][gathered row][pixel][products]
     A* staged;       // [row][pixel]
-    const A** rows;  // [tap][row of a tile]
-    const A** panel_segments;
+    const S** rows;  // [tap][row of a tile]
+    const S** panel_segments;
     A** outputs;
+    T** written;
     Run* runs;
   };
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = t_.geometry.taps();
-    return {carver.take<A>(block_channels_ * taps * block_pixels_),
+    return {carver.take<S>(block_channels_ * taps * block_pixels_),
             carver.take<A>(block_rows_ * block_pixels_),
-            carver.take<const A*>(taps * kTileRows),
-            carver.take<const A*>(taps),
+            carver.take<const S*>(taps * kTileRows),
+            carver.take<const S*>(taps),
             carver.take<A*>(kTileRows),
+            carver.take<T*>(kTileRows),
             carver.take<Run>(block_pixels_)};
   }
 
-  A* packed(int64_t group, int64_t tap) const {
-    return static_cast<A*>(arguments_.shared) +
-           (group * t_.geometry.taps() + tap) * t_.written_channels * t_.read_channels;
+  S* packed(int64_t group, int64_t tap) const {
+    return static_cast<S*>(arguments_.shared) + (group * t_.geometry.taps() + tap) * t_.written_channels * depth_;
   }
 
-  // Rows of float or double whose pixels follow each other in memory are written by the tiles themselves, except for
-  // panels that straddle two images or end the tensor; those go through the staging buffer of their panel.
-  bool writes_in_place() const { return !is_reduced<T> && t_.phase_count == 1; }
+  // Rows whose pixels follow each other in memory are written by the tiles themselves, except for panels that straddle
+  // two images or end the tensor; those go through the staging buffer of their panel.
+  bool finishes_in_tiles() const { return t_.phase_count == 1; }
 
   int64_t cut_into_runs(const Phase& phase, int64_t begin, int64_t pixels, int64_t gathered_rows, Run* runs) const {
     PixelWalk pixel(phase, begin);
@@ -149,18 +160,20 @@ class GemmChannelsFirst {
     return count;
   }
 
-  void multiply(const Phase& phase, int64_t group, int64_t channel, int64_t channels, int64_t begin, int64_t pixels,
+  // `steps` of the reduction, from a channel.
+  void multiply(const Phase& phase, int64_t group, int64_t channel, int64_t steps, int64_t begin, int64_t pixels,
                 int64_t first_row, int64_t rows, int64_t gathered_rows, const Scratch& s) const {
     const int64_t taps = phase.taps(), tiles = divide_up(rows, kTileRows);
     const int64_t segments = weights_in_place_ ? 1 : taps;
     const int64_t image_pixels = t_.written_pixels(), all_channels = t_.written_channels * t_.geometry.groups;
-    const bool last_chain = channel + channels >= t_.read_channels;
-    TileProduct<A> product;
+    const bool last_chain = channel + steps * products<S> >= t_.read_channels;
+    TileProduct<A, S, T> product;
     product.panels = s.panel_segments;
     product.outputs = s.outputs;
+    product.written = s.written;
     product.rows = s.rows;
     product.segments = segments;
-    product.depth = weights_in_place_ ? channels * taps : channels;
+    product.depth = weights_in_place_ ? steps * taps : steps;
     product.row_offset = weights_in_place_ ? channel * taps : channel;
     product.accumulate = channel > 0;
     A bias[kTileRows];
@@ -175,26 +188,27 @@ class GemmChannelsFirst {
         const int64_t panel = first / kPanel<A>, columns = std::min<int64_t>(kPanel<A>, pixels - first);
         const int width = panel_width<A>(pixels, panel);
         for (int64_t segment = 0; segment < segments; ++segment)
-          s.panel_segments[segment] = s.panels + panel * kPanel<A> * gathered_rows + segment * channels * width;
+          s.panel_segments[segment] =
+              s.panels + (panel * kPanel<A> * gathered_rows + segment * steps * width) * products<S>;
         const int64_t n = (begin + first) / image_pixels, pixel = (begin + first) % image_pixels;
-        const bool in_place = writes_in_place() && columns == width && pixel + columns <= image_pixels;
+        const bool in_place = finishes_in_tiles() && columns == width && pixel + columns <= image_pixels;
         T* written = t_.written + (n * all_channels + group * t_.written_channels + first_row + row) * image_pixels;
         for (int64_t r = 0; r < height; ++r) {
           s.outputs[r] = s.staged + (row + r) * block_pixels_ + first;
-          if constexpr (!is_reduced<T>)
-            if (in_place) s.outputs[r] = written + r * image_pixels + pixel;
+          s.written[r] = written + r * image_pixels + pixel;
+          if constexpr (!kStagesSums)
+            if (in_place) s.outputs[r] = s.written[r];
         }
-        if constexpr (!is_reduced<T>)
-          product.epilogue = in_place && last_chain && t_.epilogue.needed() ? &t_.epilogue : nullptr;
-        tile_kernel<A, 1>(static_cast<int>(height), width / lanes<A>)(product);
-        if constexpr (!is_reduced<T>)
-          if (writes_in_place() && !in_place && last_chain) scatter(written, pixel, columns, height, s.outputs);
+        const bool finishes = in_place && last_chain && (kStagesSums || t_.epilogue.needed());
+        product.epilogue = finishes ? &t_.epilogue : nullptr;
+        tile_kernel<A, 1, S, T>(static_cast<int>(height), width / lanes<A>)(product);
+        if (finishes_in_tiles() && !in_place && last_chain) scatter(written, pixel, columns, height, s.outputs);
       }
     }
   }
 
-  void point_at_weights(const Phase& phase, int64_t group, int64_t first, int64_t height, const A** rows) const {
-    if constexpr (!is_reduced<T>) {
+  void point_at_weights(const Phase& phase, int64_t group, int64_t first, int64_t height, const S** rows) const {
+    if constexpr (!kConverts) {
       if (weights_in_place_) {
         const T* filter = arguments_.weight + t_.weight_offset(arguments_, group, 0, first);
         for (int64_t r = 0; r < height; ++r) rows[r] = filter + r * arguments_.weight_stride_filter();
@@ -204,9 +218,9 @@ class GemmChannelsFirst {
     for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
       for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
         for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx) {
-          const A* tap =
+          const S* tap =
               packed(group, t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)));
-          for (int64_t r = 0; r < height; ++r) *rows++ = tap + (first + r) * t_.read_channels;
+          for (int64_t r = 0; r < height; ++r) *rows++ = tap + (first + r) * depth_;
         }
   }
 
@@ -245,6 +259,7 @@ class GemmChannelsFirst {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool weights_in_place_;
+  int64_t depth_;  // read channels, filled up to whole steps
   int64_t block_channels_, block_pixels_, pixel_blocks_, block_rows_, row_blocks_;
 };
 

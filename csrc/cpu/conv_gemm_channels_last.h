@@ -3,12 +3,14 @@
 // Idea: rows of the product are pixels, columns are the channels that are written. A pixel's channels are contiguous,
 // so a tap of a patch is one segment of a row, reached through a pointer; padding points to zeros. Weights are packed
 // once per call into panels [group][panel][tap][read channel][column].
-// Where taps have few channels, a kernel line is one segment. Where elements must be converted to float, or kernel
-// lines are no spans of the input, the patches of one block of pixels are copied first and then are one segment. Cost:
-// multiply_adds() plus packing the weights once. Memory: packed weights; per thread a block of pixels. Limits: fewer
-// than `lanes` written channels per group leave lanes idle (depthwise: all but one).
+// Where taps have few channels, a kernel line is one segment. Where elements must be converted to float, channels do
+// not come in whole steps (operand.h), or kernel lines are no spans of the input, the patches of one block of pixels
+// are copied first and then are one segment. Cost: multiply_adds() plus packing the weights once. Memory: packed
+// weights; per thread a block of pixels. Limits: fewer than `lanes` written channels per group leave lanes idle
+// (depthwise: all but one).
 #pragma once
 #include "conv_gather.h"
+#include "pack.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -18,19 +20,24 @@ template <class T>
 class GemmChannelsLast {
  public:
   using A = accumulate_t<T>;
+  using S = operand_t<T>;
 
   explicit GemmChannelsLast(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
     const ConvGeometry& g = t_.geometry;
-    copies_patches_ = is_reduced<T> || (t_.read_channels < kShortSegment && g.taps() > 1);
+    copies_patches_ =
+        kConverts || t_.read_channels % products<S> != 0 || (t_.read_channels < kShortSegment && g.taps() > 1);
     // With one group and neighbouring taps next to each other, a kernel line is one span of the input's line: only
     // spans that cross the border are copied.
-    lines_ = !is_reduced<T> && copies_patches_ && g.groups == 1 && t_.phase_count == 1 &&
-             t_.phase(0).axis[2].offset_step == 1 && g.kernel[2] > 1;
+    lines_ = !kConverts && t_.read_channels % products<S> == 0 && copies_patches_ && g.groups == 1 &&
+             t_.phase_count == 1 && t_.phase(0).axis[2].offset_step == 1 && g.kernel[2] > 1;
     merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
+    tap_depth_ = merged_ ? t_.read_channels : round_up(t_.read_channels, products<S>);
+    panel_depth_ = round_up(g.taps() * tap_depth_, products<S>);
     // Pixels that follow each other in memory and are read once: the next tile's are fetched during this one.
     const AxisPhase& line = t_.phase(0).axis[2];
-    streams_ = g.taps() == 1 && g.groups == 1 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
-               t_.read_channels >= kStreamed;
+    pointwise_ = g.taps() == 1 && g.padding[2] == 0 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
+                 t_.read_size[0] == 1 && g.padding[1] == 0 && g.padding[0] == 0;
+    streams_ = pointwise_ && g.groups == 1 && t_.read_channels >= kStreamed;
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
     block_rows_ = divide_up(rows, row_blocks_);
@@ -39,8 +46,8 @@ class GemmChannelsLast {
     column_blocks_ = std::min(panels_, divide_up(enough_tasks(arguments.threads), blocks));
     block_panels_ = divide_up(panels_, column_blocks_);
     column_blocks_ = divide_up(panels_, block_panels_);
-    group_weights_ = round_up(t_.written_channels, lanes<A>) * g.taps() * t_.read_channels;
-    patch_stride_ = round_up(g.taps() * t_.read_channels, lanes<A>) + lanes<A>;
+    group_weights_ = round_up(t_.written_channels, lanes<A>) * panel_depth_;
+    patch_stride_ = round_up(panel_depth_, lanes<S>) + lanes<S>;
   }
 
   ConvPlan plan() const {
@@ -48,7 +55,7 @@ class GemmChannelsLast {
     plan.prepare_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
     plan.packs_weight = true;
-    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
+    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(S));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -60,27 +67,14 @@ class GemmChannelsLast {
     const int64_t taps = t_.geometry.taps();
     const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
     const int width = panel_width<A>(t_.written_channels, panel);
-    A* target = packed(group, panel) + tap * t_.read_channels * width;
     const int64_t first = panel * kPanel<A>, columns = std::min<int64_t>(width, t_.written_channels - first);
     const T* source =
         arguments_.weight + t_.weight_offset(arguments_, group, 0, first) + tap * arguments_.weight_stride_tap;
     const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
     const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
-    if (read_stride == 1) {
-      for (int64_t lane = 0; lane < width; lane += lanes<A>)
-        transpose_matrix(source + lane * written_stride, written_stride, std::min<int64_t>(lanes<A>, columns - lane),
-                         t_.read_channels, target + lane, width);
-      return;
-    }
-    for (int64_t channel = 0; channel < t_.read_channels; ++channel) {
-      A* row = target + channel * width;
-      const T* from = source + channel * read_stride;
-      int64_t j = 0;
-      if (written_stride == 1)
-        for (; j + lanes<A> <= columns; j += lanes<A>) store(row + j, load(from + j));
-      for (; j < columns; ++j) row[j] = to_accumulate(from[j * written_stride]);
-      for (; j < width; ++j) row[j] = 0;
-    }
+    const int64_t begin = tap * tap_depth_, end = tap + 1 == taps ? panel_depth_ : begin + tap_depth_;
+    pack_columns(WeightBlock<T>{source, read_stride, written_stride, t_.read_channels, columns}, begin, end, width,
+                 packed(group, panel));
   }
 
   // One block of pixels of one phase and group, times some panels.
@@ -97,7 +91,7 @@ class GemmChannelsLast {
 
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    std::fill(s.zeros, s.zeros + segment_depth(), A(0));
+    std::fill(s.zeros, s.zeros + segment_depth(), S{});
     point_at_rows(phase, group, begin, rows, s);
 
     const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
@@ -106,82 +100,113 @@ class GemmChannelsLast {
   }
 
  private:
+  static constexpr bool kConverts = !std::is_same_v<S, T>;    // operands are not read from the tensor itself
+  static constexpr bool kStagesSums = !std::is_same_v<A, T>;  // sums so far cannot be kept in the tensor
   static constexpr int64_t kBlockRows = 60;     // pixels of a task: a panel is used 10 times once it is in L2
   static constexpr int64_t kStreamed = 64;      // channels from which the hardware loses track of a tile's rows
   static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
   static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
 
   struct Scratch {
-    const A** rows;    // [tile][segment][row of the tile]
-    const A** panels;  // [segment]
-    T** outputs;       // [row]
-    A** tile_outputs;  // [row of a tile]
-    A* zeros;
+    const S** rows;        // [tile][segment][row of the tile]
+    const S** panels;      // [segment]
+    int64_t* tap_offsets;  // [tap of the phase], from the first one
+    T** outputs;           // [row]
+    A** tile_outputs;      // [row of a tile]
+    S* zeros;
     A* staged;   // [row][column], where results cannot be written in place
     A* bias;     // one panel of it
-    A* patches;  // [row][tap, channel]
+    S* patches;  // [row][tap, channel]
   };
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = t_.geometry.taps();
-    return {carver.take<const A*>(block_rows_ * taps),
-            carver.take<const A*>(taps),
+    return {carver.take<const S*>(block_rows_ * taps),
+            carver.take<const S*>(taps),
+            carver.take<int64_t>(taps),
             carver.take<T*>(block_rows_),
             carver.take<A*>(kTileRows),
-            carver.take<A>(segment_depth()),
+            carver.take<S>(segment_depth()),
             carver.take<A>(block_rows_ * kPanel<A>),
             carver.take<A>(kPanel<A>),
-            carver.take<A>(copies_patches_ ? block_rows_ * patch_stride_ : 0)};
+            carver.take<S>(copies_patches_ ? block_rows_ * patch_stride_ : 0)};
   }
 
-  A* packed(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.shared) + group * group_weights_ +
-           panel * kPanel<A> * t_.geometry.taps() * t_.read_channels;
+  S* packed(int64_t group, int64_t panel) const {
+    return static_cast<S*>(arguments_.shared) + group * group_weights_ + panel * kPanel<A> * panel_depth_;
   }
 
   int64_t segments(const Phase& phase) const {
     return merged_ ? 1 : lines_ ? phase.axis[0].taps * phase.axis[1].taps : phase.taps();
   }
-  int64_t segment_depth() const {
-    return t_.read_channels * (merged_ ? t_.geometry.taps() : lines_ ? t_.geometry.kernel[2] : 1);
-  }
+  int64_t segment_depth() const { return merged_ ? panel_depth_ : tap_depth_ * (lines_ ? t_.geometry.kernel[2] : 1); }
 
-  // Rows of a block are cut into tiles that differ by at most one row.
-  static int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
+  // Rows of a block are cut into tiles that differ by at most one row: visit(first row, rows of the tile).
+  template <class Visit>
+  static CONVLAB_INLINE void for_each_tile(int64_t rows, const Visit& visit) {
+    const int64_t tiles = divide_up(rows, kTileRows), height = rows / tiles, higher = rows % tiles;
+    for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
+      visit(first, height + (tile < higher));
+      first += height + (tile < higher);
+    }
+  }
 
   void point_at_rows(const Phase& phase, int64_t group, int64_t begin, int64_t rows, const Scratch& s) const {
     const int64_t read_stride = t_.read_channels * t_.geometry.groups;
     const int64_t written_stride = t_.written_channels * t_.geometry.groups;
-    const int64_t count = segments(phase), tiles = divide_up(rows, kTileRows);
+    if constexpr (!kConverts) {
+      if (pointwise_ && !copies_patches_) {
+        const T* image = t_.read + begin * read_stride + group * t_.read_channels;
+        T* written = t_.written + begin * written_stride + group * t_.written_channels;
+        for (int64_t r = 0; r < rows; ++r, image += read_stride, written += written_stride)
+          s.rows[r] = image, s.outputs[r] = written;
+        return;
+      }
+    }
+    const int64_t count = segments(phase);
+    if (!copies_patches_) {
+      int64_t* offset = s.tap_offsets;
+      for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
+        for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
+          for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx)
+            *offset++ =
+                ((jz * phase.axis[0].offset_step * t_.read_size[1] + jy * phase.axis[1].offset_step) * t_.read_size[2] +
+                 jx * phase.axis[2].offset_step) *
+                read_stride;
+    }
     PixelWalk pixel(phase, begin);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
+    for_each_tile(rows, [&](int64_t first, int64_t height) {
       for (int64_t r = 0; r < height; ++r, pixel.advance(1)) {
         const T* image = t_.read + pixel.n * t_.read_pixels() * read_stride + group * t_.read_channels;
         s.outputs[first + r] = t_.written + group * t_.written_channels +
                                (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_stride;
-        const A** pointers = s.rows + first * count + r;
-        if constexpr (!is_reduced<T>) {
+        const S** pointers = s.rows + first * count + r;
+        if constexpr (!kConverts) {
           if (lines_) {
             point_at_lines(phase, pixel, image, s, s.patches + (first + r) * patch_stride_, pointers, height);
             continue;
           }
         }
         if (copies_patches_) {
-          A* patch = s.patches + (first + r) * patch_stride_;
+          S* patch = s.patches + (first + r) * patch_stride_;
           copy_patch(phase, pixel, image, read_stride, patch);
-          for (int64_t j = 0; j < count; ++j) pointers[j * height] = patch + j * t_.read_channels;
-        } else if constexpr (!is_reduced<T>) {
-          for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
-            pointers[j * height] = at < 0 ? s.zeros : image + at * read_stride;
-          });
+          for (int64_t j = 0; j < count; ++j) pointers[j * height] = patch + j * tap_depth_;
+        } else if constexpr (!kConverts) {
+          if (is_inside(phase, pixel)) {
+            const T* corner = image + corner_pixel(phase, pixel) * read_stride;
+            for (int64_t j = 0; j < count; ++j) pointers[j * height] = corner + s.tap_offsets[j];
+          } else {
+            for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
+              pointers[j * height] = at < 0 ? s.zeros : image + at * read_stride;
+            });
+          }
         }
       }
-    }
+    });
   }
 
-  void point_at_lines(const Phase& phase, const PixelWalk& pixel, const T* image, const Scratch& s, A* patch,
-                      const A** pointers, int64_t height) const {
+  void point_at_lines(const Phase& phase, const PixelWalk& pixel, const T* image, const Scratch& s, S* patch,
+                      const S** pointers, int64_t height) const {
     const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
     const int64_t channels = t_.read_channels, taps = ax->taps, x = pixel.x * ax->read_step + ax->offset_first;
     const int64_t begin = std::clamp<int64_t>(-x, 0, taps), end = std::clamp<int64_t>(t_.read_size[2] - x, begin, taps);
@@ -195,12 +220,30 @@ class GemmChannelsLast {
         } else if (begin == 0 && end == taps) {
           *pointers = line;
         } else {
-          std::fill(patch, patch + taps * channels, A(0));
+          std::fill(patch, patch + taps * channels, S{});
           copy_span<1>(line + begin * channels, 1, (end - begin) * channels, patch + begin * channels);
           *pointers = patch;
         }
       }
     }
+  }
+
+  // What the phase's first tap reads.
+  int64_t corner_pixel(const Phase& phase, const PixelWalk& pixel) const {
+    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
+    const int64_t z = pixel.z * az->read_step + az->offset_first, y = pixel.y * ay->read_step + ay->offset_first;
+    return (z * t_.read_size[1] + y) * t_.read_size[2] + pixel.x * ax->read_step + ax->offset_first;
+  }
+  bool is_inside(const Phase& phase, const PixelWalk& pixel) const {
+    const int64_t at[kMaxSpatial] = {pixel.z, pixel.y, pixel.x};
+    bool inside = true;
+    CONVLAB_UNROLL for (int i = 0; i < kMaxSpatial; ++i) {
+      const AxisPhase& axis = phase.axis[i];
+      const int64_t first = at[i] * axis.read_step + axis.offset_first;
+      const int64_t last = first + (axis.taps - 1) * axis.offset_step;
+      inside &= std::min(first, last) >= 0 && std::max(first, last) < t_.read_size[i];
+    }
+    return inside;
   }
 
   // Calls visit(tap of the phase, pixel it reads or -1).
@@ -221,26 +264,22 @@ class GemmChannelsLast {
     }
   }
 
-  void copy_patch(const Phase& phase, const PixelWalk& pixel, const T* image, int64_t read_stride, A* patch) const {
-    if (read_stride == t_.read_channels && phase.axis[2].offset_step == 1) {
+  void copy_patch(const Phase& phase, const PixelWalk& pixel, const T* image, int64_t read_stride, S* patch) const {
+    if (read_stride == tap_depth_ && phase.axis[2].offset_step == 1) {
       copy_lines(phase, pixel, image, patch);
-      return;
+    } else {
+      for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
+        S* target = patch + j * tap_depth_;
+        if (at >= 0) copy_span<1>(image + at * read_stride, 1, t_.read_channels, target);
+        std::fill(target + (at < 0 ? 0 : t_.read_channels), target + tap_depth_, S{});
+      });
     }
-    for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
-      A* target = patch + j * t_.read_channels;
-      int64_t c = 0;
-      if (at < 0) {
-        for (; c < t_.read_channels; ++c) target[c] = 0;
-        return;
-      }
-      const T* source = image + at * read_stride;
-      for (; c + lanes<A> <= t_.read_channels; c += lanes<A>) store(target + c, load(source + c));
-      for (; c < t_.read_channels; ++c) target[c] = to_accumulate(source[c]);
-    });
+    const int64_t depth = phase.taps() * tap_depth_;
+    std::fill(patch + depth, patch + round_up(depth, products<S>), S{});
   }
 
   // Neighbouring taps read neighbouring pixels: a line of the patch is one span of memory.
-  void copy_lines(const Phase& phase, const PixelWalk& pixel, const T* image, A* patch) const {
+  void copy_lines(const Phase& phase, const PixelWalk& pixel, const T* image, S* patch) const {
     const int64_t taps = phase.axis[2].taps, channels = t_.read_channels;
     const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset_first;
     const int64_t inside = std::clamp<int64_t>(-x, 0, taps);
@@ -250,13 +289,13 @@ class GemmChannelsLast {
       for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy, patch += taps * channels) {
         const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
         if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1]) {
-          std::fill(patch, patch + taps * channels, A(0));
+          std::fill(patch, patch + taps * channels, S{});
           continue;
         }
-        std::fill(patch, patch + inside * channels, A(0));
+        std::fill(patch, patch + inside * channels, S{});
         const T* line = image + ((z * t_.read_size[1] + y) * t_.read_size[2] + x) * channels;
         copy_span<1>(line + inside * channels, 1, (outside - inside) * channels, patch + inside * channels);
-        std::fill(patch + outside * channels, patch + taps * channels, A(0));
+        std::fill(patch + outside * channels, patch + taps * channels, S{});
       }
     }
   }
@@ -265,9 +304,9 @@ class GemmChannelsLast {
     const int width = panel_width<A>(t_.written_channels, panel), vectors = width / lanes<A>;
     const int64_t first_column = panel * kPanel<A>;
     const int64_t columns = std::min<int64_t>(width, t_.written_channels - first_column);
-    const bool in_place = !is_reduced<T> && columns == width;
+    const bool in_place = columns == width;
 
-    const A* weights = packed(group, panel);
+    const S* weights = packed(group, panel);
     if (merged_) {
       s.panels[0] = weights;
     } else {
@@ -276,47 +315,47 @@ class GemmChannelsLast {
         for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
           for (int64_t jx = 0; jx < (lines_ ? 1 : phase.axis[2].taps); ++jx)
             s.panels[j++] =
-                weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) *
-                              t_.read_channels * width;
+                weights +
+                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) * tap_depth_ * width;
     }
     if (t_.bias)
       for (int64_t j = 0; j < width; ++j)
         s.bias[j] = j < columns ? to_accumulate(t_.bias[group * t_.written_channels + first_column + j]) : A(0);
 
     const int64_t count = segments(phase), depth = segment_depth();
-    const int64_t chunk = std::min(depth, kDepth),
-                  together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
-    const int64_t tiles = divide_up(rows, kTileRows);
-    TileProduct<A> product;
+    const int64_t chunk = std::min(depth, kDepth * products<S>),
+                  together = std::max<int64_t>(1, kDepth * products<S> / std::max<int64_t>(1, chunk));
+    TileProduct<A, S, T> product;
     product.panels = s.panels;
     product.outputs = s.tile_outputs;
+    product.written_offset = first_column;
     bool first_chain = true;
     for (int64_t segment = 0; first_chain || segment < count; segment += together)
       for (int64_t begin = 0; first_chain || begin < depth; begin += chunk) {
         product.segments = std::min(together, count - segment);
-        product.depth = std::min(chunk, depth - begin);
+        const int64_t length = std::min(chunk, depth - begin);
+        product.depth = length / products<S>;
         product.row_offset = begin;
         product.panel_offset = begin * width;
         product.panels = s.panels + segment;
         product.accumulate = !first_chain;
         product.column_start = first_chain && t_.bias ? s.bias : nullptr;
         first_chain = false;
-        if constexpr (!is_reduced<T>) {
-          const bool last_chain = segment + together >= count && begin + chunk >= depth;
-          product.epilogue = last_chain && in_place && t_.epilogue.needed() ? &t_.epilogue : nullptr;
-        }
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t first = tile_begin(rows, tiles, tile), height = tile_begin(rows, tiles, tile + 1) - first;
+        const bool last_chain = segment + together >= count && begin + chunk >= depth;
+        const bool finishes = in_place && last_chain && (kStagesSums || t_.epilogue.needed());
+        product.epilogue = finishes ? &t_.epilogue : nullptr;
+        for_each_tile(rows, [&](int64_t first, int64_t height) {
           product.rows = s.rows + first * count + segment * height;
-          if constexpr (!is_reduced<T>)
+          product.written = s.outputs + first;
+          if constexpr (!kConverts)
             product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;
           for (int64_t r = 0; r < height; ++r) {
             s.tile_outputs[r] = s.staged + (first + r) * kPanel<A>;
-            if constexpr (!is_reduced<T>)
+            if constexpr (!kStagesSums)
               if (in_place) s.tile_outputs[r] = s.outputs[first + r] + first_column;
           }
-          tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
-        }
+          tile_kernel<A, 1, S, T>(static_cast<int>(height), vectors)(product);
+        });
       }
     if (!in_place)
       for (int64_t r = 0; r < rows; ++r)
@@ -325,7 +364,8 @@ class GemmChannelsLast {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool copies_patches_, lines_, merged_, streams_;
+  bool copies_patches_, lines_, merged_, pointwise_, streams_;
+  int64_t tap_depth_, panel_depth_;  // of a tap and of all of them, in elements of packed rows and columns
   int64_t row_blocks_, block_rows_, panels_, column_blocks_, block_panels_, group_weights_, patch_stride_;
 };
 

@@ -3,13 +3,13 @@
 // Idea: a product whose reduction runs over pixels. Channels last, rows are filters and columns are (tap, channel):
 // grad_output is packed [filter/lanes][pixel][lane], what the pixels read is gathered into panels. Channels first,
 // rows are (channel, tap), gathered as in the forward pass, and columns are filters: grad_output is transposed into
-// panels, which costs little because every column of the gathered matrix uses it.
-// Each chain of additions covers one block of pixels; blocks are added up in the workspace, which holds one sum per
-// chunk of the batch's pixels so that small weights still give work to every thread. Chunks depend on the geometry
-// alone, and `finish` adds them in order: the same bits for every number of threads.
-// Cost: multiply_adds() plus a gather and a packing per block. Memory: chunks x weights, at most
-// max(weights, kMaxPartialBytes); per thread the two packed blocks.
-// Limits: fewer than `lanes` columns per group (depthwise) leave lanes idle.
+// panels, which costs little because every column of the gathered matrix uses it. Where a step of the reduction takes
+// two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
+// covers one block of pixels; blocks are added up in the workspace, which holds one sum per chunk of the batch's pixels
+// so that small weights still give work to every thread. Chunks depend on the geometry alone, and `finish` adds them in
+// order: the same bits for every number of threads. Cost: multiply_adds() plus a gather and a packing per block.
+// Memory: chunks x weights, at most max(weights, kMaxPartialBytes); per thread the two packed blocks. Limits: fewer
+// than `lanes` columns per group (depthwise) leave lanes idle.
 #pragma once
 #include "conv_gather.h"
 #include "conv_gemm_channels_last.h"
@@ -20,6 +20,7 @@ template <class T>
 class GemmWeight {
  public:
   using A = accumulate_t<T>;
+  using S = operand_t<T>;
 
   explicit GemmWeight(const ConvArguments<T>& arguments)
       : arguments_(arguments), geometry_(without_needless_axes(arguments.geometry)) {
@@ -107,26 +108,28 @@ class GemmWeight {
   static constexpr int64_t kEnoughTasks = 16;
   static constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
   static constexpr int kFinishRows = lanes<A>;
-  static constexpr int64_t kRowPitch = kBlockPixels + lanes<A>;  // off a power of two: rows would share cache sets
+  static constexpr int64_t kRowPitch = kBlockPixels + lanes<S>;  // off a power of two: rows would share cache sets
 
   struct Filters {
     int64_t first, count;
   };
   struct Scratch {
-    A* gathered;  // channels last: [panel][pixel][column]; channels first: [row][pixel]
-    A* gradient;  // channels last: [filter/lanes][pixel][lane]; channels first: [panel][pixel][filter]
+    S* gathered;  // channels last: [panel][step][column][products]; channels first: [row][pixel]
+    S* gradient;  // channels last: [filter/lanes][step][lane][products]; channels first:
+                  // [panel][step][filter][products]
+    S* spare;     // channels last: zeros; channels first: `lanes` rows of grad_output
     Run* runs;
-    const A** pixels;  // unused channels first
     A** outputs;
-    const A** rows;
+    const S** rows;
   };
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
     const int64_t gathered = last_ ? kSplitPanels * kPanel<A> * kBlockPixels : split_size_ * taps * kRowPitch;
-    const int64_t gradient = round_up(part_size_, lanes<A>) * (kBlockPixels + 1);
-    return {carver.take<A>(gathered),         carver.take<A>(gradient),   carver.take<Run>(kBlockPixels),
-            carver.take<const A*>(kTileRows), carver.take<A*>(kTileRows), carver.take<const A*>(kTileRows)};
+    const int64_t gradient = round_up(part_size_, lanes<A>) * (kBlockPixels + products<S>);
+    const int64_t spare = products<S> == 1 ? 0 : last_ ? kPanel<A> : lanes<A> * kRowPitch;
+    return {carver.take<S>(gathered),       carver.take<S>(gradient),   carver.take<S>(spare),
+            carver.take<Run>(kBlockPixels), carver.take<A*>(kTileRows), carver.take<const S*>(kTileRows)};
   }
 
   A* partial(int64_t chunk, int64_t group, int64_t row) const {
@@ -137,49 +140,70 @@ class GemmWeight {
 
   void multiply_channels_last(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
-    const int64_t block_pitch = kBlockPixels * lanes<A> + lanes<A>;
+    const int64_t block_pitch = kBlockPixels * lanes<A> + lanes<S>;
     pack_gradient(group, filters, begin, pixels, block_pitch, s.gradient);
     const int64_t first_column = split * split_size_, end_column = std::min(columns_, first_column + split_size_);
     const int64_t panels = divide_up(end_column - first_column, kPanel<A>);
+    if constexpr (products<S> == 2) std::fill(s.spare, s.spare + kPanel<A>, S{});
     for (int64_t panel = 0; panel < panels; ++panel)
       gather_panel(phase, group, begin, pixels, first_column + panel * kPanel<A>,
-                   s.gathered + panel * kPanel<A> * kBlockPixels);
-    TileProduct<A> product;
+                   panel == 0 ? end_column - first_column : 0, s.spare, s.gathered + panel * kPanel<A> * kBlockPixels);
+    TileProduct<A, S> product;
     product.rows = s.rows;
     product.outputs = s.outputs;
-    product.depth = pixels;
+    product.depth = divide_up(pixels, products<S>);
     product.accumulate = accumulate;
     const int64_t tiles = divide_up(filters.count, kTileRows);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t column = first_column + panel * kPanel<A>;
-      const A* gathered = s.gathered + panel * kPanel<A> * kBlockPixels;
+      const S* gathered = s.gathered + panel * kPanel<A> * kBlockPixels;
       product.panels = &gathered;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = filters.count * tile / tiles, height = filters.count * (tile + 1) / tiles - row;
         for (int64_t r = 0; r < height; ++r) {
-          s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A>;
+          s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A> * products<S>;
           s.outputs[r] = partial(chunk, group, filters.first + row + r) + column;
         }
-        tile_kernel<A, lanes<A>>(static_cast<int>(height), panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
+        tile_kernel<A, lanes<A>, S>(static_cast<int>(height), panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
       }
     }
   }
 
   void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, int64_t block_pitch,
-                     A* target) const {
+                     S* target) const {
     const int64_t stride = geometry_.out_channels;
     const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
-    for (int64_t p = 0; p < pixels; ++p, source += stride)
-      for (int64_t k = 0; k < filters.count; k += lanes<A>) {
-        const int64_t left = filters.count - k;
-        store(target + k / lanes<A> * block_pitch + p * lanes<A>,
-              left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
+    if constexpr (products<S> == 2) {
+      for (int64_t p = 0; p < pixels; p += 2, source += 2 * stride) {
+        prefetch_rows(source, stride, filters.count);
+        for (int64_t k = 0; k < filters.count; k += lanes<A>)
+          interleave<1>(source + k, p + 1 < pixels ? source + stride + k : nullptr, 1,
+                        std::min<int64_t>(lanes<A>, filters.count - k),
+                        target + k / lanes<A> * block_pitch + p * lanes<A>);
       }
+    } else {
+      for (int64_t p = 0; p < pixels; ++p, source += stride)
+        for (int64_t k = 0; k < filters.count; k += lanes<A>) {
+          const int64_t left = filters.count - k;
+          store(target + k / lanes<A> * block_pitch + p * lanes<A>,
+                left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
+        }
+    }
   }
 
-  // Columns first_column .. of one panel: each pixel's row is made of spans of channels, one per tap touched.
+  // What two pixels further on need: the hardware does not see that rows of pairs go on.
+  static void prefetch_rows(const T* row, int64_t stride, int64_t count) {
+    constexpr int64_t rows_ahead = 16, line = 64 / sizeof(T);
+    for (int64_t i = 0; i < count; i += line) {
+      __builtin_prefetch(row + rows_ahead * stride + i);
+      __builtin_prefetch(row + (rows_ahead + 1) * stride + i);
+    }
+  }
+
+  // Columns first_column .. of one panel: each pixel's row is made of spans of channels, one per tap touched. Where
+  // rows are copied as they are, `ahead` columns of those to come are fetched.
   void gather_panel(const Phase& phase, int64_t group, int64_t begin, int64_t pixels, int64_t first_column,
-                    A* panel) const {
+                    int64_t ahead, const S* zeros, S* panel) const {
     const int width = panel_width<A>(columns_ - first_column, 0);
     const int64_t columns = std::min<int64_t>(width, columns_ - first_column);
     const int64_t* size = geometry_.input;
@@ -189,24 +213,43 @@ class GemmWeight {
     const int64_t first_y = first_line % geometry_.kernel[1], first_z = first_line / geometry_.kernel[1];
     if (pointwise_ && columns == width) {
       const T* from = arguments_.input + begin * stride + group * channels_ + first_channel;
-      for (int64_t p = 0; p < pixels; ++p, from += stride)
-        for (int j = 0; j < width; j += lanes<A>) store(panel + p * width + j, load(from + j));
+      if constexpr (products<S> == 2) {
+        for (int64_t p = 0; p < pixels; p += 2, from += 2 * stride) {
+          prefetch_rows(from, stride, ahead);
+          interleave<1>(from, p + 1 < pixels ? from + stride : nullptr, 1, width, panel + p * width);
+        }
+      } else {
+        for (int64_t p = 0; p < pixels; ++p, from += stride)
+          for (int j = 0; j < width; j += lanes<A>) store(panel + p * width + j, load(from + j));
+      }
       return;
     }
     PixelWalk pixel(phase, begin);
-    for (int64_t p = 0; p < pixels; ++p, pixel.advance(1)) {
-      A* row = panel + p * width;
-      const T* image = arguments_.input + pixel.n * geometry_.input_pixels() * stride + group * channels_;
+    for (int64_t p = 0; p < pixels; p += products<S>) {
+      S* row = panel + p * width;
+      const PixelWalk first = pixel;
+      pixel.advance(1);
+      const PixelWalk second = pixel;
+      if constexpr (products<S> == 2) pixel.advance(1);
       int64_t channel = first_channel, jx = first_x, jy = first_y, jz = first_z;
       for (int64_t column = 0; column < columns;) {
         const int64_t count = std::min(channels_ - channel, columns - column);
-        const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
-        const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
-        const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
-        if (z >= 0 && z < size[0] && y >= 0 && y < size[1] && x >= 0 && x < size[2])
-          copy_span<1>(image + ((z * size[1] + y) * size[2] + x) * stride + channel, 1, count, row + column);
-        else
-          std::fill(row + column, row + column + count, A(0));
+        const auto source = [&](const PixelWalk& pixel) -> const T* {
+          const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+          const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+          const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
+          if (z < 0 || z >= size[0] || y < 0 || y >= size[1] || x < 0 || x >= size[2]) return nullptr;
+          return arguments_.input + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
+                 group * channels_ + channel;
+        };
+        const T* from = source(first);
+        if constexpr (products<S> == 2) {
+          interleave<1>(from ? from : zeros, p + 1 < pixels ? source(second) : nullptr, 1, count, row + 2 * column);
+        } else if (from) {
+          copy_span<1>(from, 1, count, row + column);
+        } else {
+          std::fill(row + column, row + column + count, S{});
+        }
         column += count;
         channel = 0;
         if (++jx == geometry_.kernel[2]) {
@@ -214,7 +257,7 @@ class GemmWeight {
           if (++jy == geometry_.kernel[1]) jy = 0, ++jz;
         }
       }
-      for (int64_t column = columns; column < width; ++column) row[column] = 0;
+      std::fill(row + columns * products<S>, row + width * products<S>, S{});
     }
   }
 
@@ -243,17 +286,20 @@ class GemmWeight {
     const int64_t image = geometry_.input_pixels();
     const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * image,
                                  geometry_.in_channels * image, image, geometry_.input, channels};
-    gather(source, phase, s.runs, run_count, s.gathered, taps, 1);
-    transpose_gradient(group, filters, begin, pixels, s.gradient);
+    const int64_t rows = channels * taps, steps = divide_up(pixels, products<S>);
+    gather<T, S, 1>(source, phase, s.runs, run_count, s.gathered, taps, 1);
+    for (int64_t pixel = pixels; pixel < steps * products<S>; ++pixel)
+      for (int64_t row = 0; row < rows; ++row) s.gathered[row * kRowPitch + pixel] = S{};
+    transpose_gradient(group, filters, begin, pixels, s);
 
-    TileProduct<A> product;
+    TileProduct<A, S> product;
     product.rows = s.rows;
     product.outputs = s.outputs;
-    product.depth = pixels;
+    product.depth = steps;
     product.accumulate = accumulate;
-    const int64_t rows = channels * taps, tiles = divide_up(rows, kTileRows);
+    const int64_t tiles = divide_up(rows, kTileRows);
     for (int64_t column = 0; column < filters.count; column += kPanel<A>) {
-      const A* panel = s.gradient + column * kBlockPixels;
+      const S* panel = s.gradient + column * kBlockPixels;
       product.panels = &panel;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = rows * tile / tiles, height = rows * (tile + 1) / tiles - row;
@@ -261,26 +307,52 @@ class GemmWeight {
           s.rows[r] = s.gathered + (row + r) * kRowPitch;
           s.outputs[r] = partial(chunk, group, first_channel * taps + row + r) + filters.first + column;
         }
-        tile_kernel<A, 1>(static_cast<int>(height), panel_width<A>(filters.count - column, 0) / lanes<A>)(product);
+        tile_kernel<A, 1, S>(static_cast<int>(height), panel_width<A>(filters.count - column, 0) / lanes<A>)(product);
       }
     }
   }
 
-  // [filter][pixel] of up to several images -> [panel][pixel][filter]
-  void transpose_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, A* target) const {
+  // [filter][pixel] of up to several images -> [panel][step][filter][products]
+  void transpose_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels,
+                          const Scratch& s) const {
     const int64_t image = geometry_.output_pixels();
-    for (int64_t done = 0; done < pixels;) {
-      const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
-      const int64_t length = std::min(pixels - done, image - pixel);
-      const T* source =
-          arguments_.output + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
-      for (int64_t column = 0; column < filters.count; column += lanes<A>) {
-        const int64_t panel = column / kPanel<A> * kPanel<A>;
-        const int width = panel_width<A>(filters.count - panel, 0);
-        transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters.count - column), length,
-                         target + panel * kBlockPixels + done * width + column - panel, width);
+    if constexpr (products<S> == 2)
+      return transpose_pairs(group, filters, begin, pixels, s);
+    else
+      for (int64_t done = 0; done < pixels;) {
+        const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
+        const int64_t length = std::min(pixels - done, image - pixel);
+        const T* source =
+            arguments_.output + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
+        for (int64_t column = 0; column < filters.count; column += lanes<A>) {
+          const int64_t panel = column / kPanel<A> * kPanel<A>;
+          const int width = panel_width<A>(filters.count - panel, 0);
+          transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters.count - column), length,
+                           s.gradient + panel * kBlockPixels + done * width + column - panel, width);
+        }
+        done += length;
       }
-      done += length;
+  }
+
+  // The same through rows of a whole block, because a pair may straddle images; transposed as if pairs were floats.
+  void transpose_pairs(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, const Scratch& s) const {
+    const int64_t image = geometry_.output_pixels(), steps = divide_up(pixels, 2);
+    for (int64_t column = 0; column < filters.count; column += lanes<A>) {
+      const int64_t panel = column / kPanel<A> * kPanel<A>, count = std::min<int64_t>(lanes<A>, filters.count - column);
+      for (int64_t filter = 0; filter < count; ++filter) {
+        S* row = s.spare + filter * kRowPitch;
+        for (int64_t done = 0; done < pixels;) {
+          const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
+          const int64_t length = std::min(pixels - done, image - pixel);
+          const int64_t plane = n * geometry_.out_channels + group * filters_ + filters.first + column + filter;
+          copy_span<1>(arguments_.output + plane * image + pixel, 1, length, row + done);
+          done += length;
+        }
+        std::fill(row + pixels, row + 2 * steps, S{});
+      }
+      const int width = panel_width<A>(filters.count - panel, 0);
+      transpose_matrix(reinterpret_cast<const A*>(s.spare), kRowPitch / 2, count, steps,
+                       reinterpret_cast<A*>(s.gradient + panel * kBlockPixels) + column - panel, width);
     }
   }
 

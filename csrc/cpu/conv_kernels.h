@@ -6,6 +6,7 @@
 // ranges, so it is the same for every number of threads.
 #pragma once
 #include "../algorithms.h"
+#include "../dtypes.h"
 #include "../geometry.h"
 #include "dispatch.h"
 
@@ -61,3 +62,27 @@ struct ConvKernelTable {
 }  // namespace convlab::cpu
 
 CONVLAB_KERNEL_TABLE(ConvKernelTable, conv_kernels)
+
+namespace convlab::cpu {
+
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+template <template <class> class Algorithm, class T>
+ConvKernels<T> kernels_of();
+template <class T>
+struct ImplicitGemm;
+}  // namespace avx512_bf16
+#endif
+
+// The kernels of one algorithm for this CPU.
+template <class T>
+ConvKernels<T> conv_kernels(Algorithm algorithm) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (algorithm == Algorithm::implicit_gemm && multiplies_bfloat16())
+      return avx512_bf16::kernels_of<avx512_bf16::ImplicitGemm, T>();
+#endif
+  return conv_kernels<T>().algorithm[static_cast<int>(algorithm)];
+}
+
+}  // namespace convlab::cpu

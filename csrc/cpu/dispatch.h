@@ -9,6 +9,8 @@ enum class Capability : int { baseline, avx2, avx512 };
 // What torch itself uses (at::get_cpu_capability), so that one environment variable caps both.
 Capability capability();
 const char* capability_name(Capability capability);
+// Whether the CPU multiplies pairs of bfloat16 (avx512_bf16) and the cap allows AVX-512.
+bool multiplies_bfloat16();
 
 }  // namespace convlab::cpu
 

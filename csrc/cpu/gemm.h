@@ -3,12 +3,14 @@
 // Idea: a tile of 6 rows times up to 4 vectors of columns lives in registers while the reduction runs. Per step it
 // loads the columns' vectors from a packed panel (contiguous, so one stream for the prefetcher) and broadcasts one
 // element per row: 24 multiply-adds of whole vectors for 4 + 6 loads with AVX-512, 12 for 2 + 6 with AVX2.
+// What is loaded and multiplied per step is up to the operands' type (operand.h).
 // Rows are reached through pointers, one per row and segment of the reduction, so a convolution's patch need not be
 // copied: a segment is a kernel tap, and a tap in the padding points to a row of zeros.
 // Limits: the panel must be packed; sums of one call form one chain, so callers cut long reductions into calls
 // that each start from zero (`accumulate`), which also keeps float32 errors low.
 #pragma once
 #include "epilogue.h"
+#include "operand.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -20,99 +22,106 @@ constexpr int kPanel = kTileVectors * lanes<A>;  // columns of a full panel
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-template <class A>
+// S: what is multiplied; A: what sums are kept in; T: what the finished sums are stored as.
+template <class A, class S = A, class T = A>
 struct TileProduct {
-  const A* const* rows = nullptr;    // [segments][rows of the tile]
-  const A* const* panels = nullptr;  // [segments], each [depth][vectors * lanes]
-  int64_t segments = 1, depth = 0;
-  int64_t row_offset = 0;       // added to every row pointer, in elements
-  int64_t panel_offset = 0;     // added to every panel pointer
-  A* const* outputs = nullptr;  // [rows of the tile]
+  const S* const* rows = nullptr;    // [segments][rows of the tile]
+  const S* const* panels = nullptr;  // [segments], each [depth][vectors * lanes][products<S>]
+  int64_t segments = 1, depth = 0;   // depth in steps, of products<S> elements each
+  int64_t row_offset = 0;            // added to every row pointer, in elements
+  int64_t panel_offset = 0;          // added to every panel pointer
+  A* const* outputs = nullptr;       // [rows of the tile]; sums of this call, or so far
   int64_t output_offset = 0;
   bool accumulate = false;          // add to the outputs instead of overwriting them
   const A* column_start = nullptr;  // added once per column, or null
   const A* row_start = nullptr;     // added once per row, or null
-  const A* ahead = nullptr;         // memory that is wanted soon: one cache line of it is fetched per step of depth
-  const Epilogue<A>* epilogue = nullptr;  // if the outputs are the tensor itself and this is the last of their sums
+  const S* ahead = nullptr;         // memory that is wanted soon: one cache line of it is fetched per step of depth
+  const Epilogue<T>* epilogue = nullptr;  // if these are the last of the sums and `written` is where they go
+  T* const* written = nullptr;            // [rows of the tile]
+  int64_t written_offset = 0;
 };
 
 // Step: distance in memory of successive reduction elements of a row.
-template <class A, int Rows, int Vectors, int Step>
-void multiply_tile(const TileProduct<A>& t) {
+template <class A, class S, class T, int Rows, int Vectors, int Step>
+void multiply_tile(const TileProduct<A, S, T>& t) {
+  using Operand = CONVLAB_ISA::Operand<S>;
   vec<A> sum[Rows][Vectors];
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
-  const A* const* rows = t.rows;
-  constexpr int64_t line = 64 / sizeof(A);
-  const A* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
+  const S* const* rows = t.rows;
+  constexpr int64_t line = 64 / sizeof(S);
+  const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
   const int64_t ahead_step = t.ahead ? line : 0;
   for (int64_t segment = 0; segment < t.segments; ++segment, rows += Rows) {
-    const A* row[Rows];
+    const S* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
-    const A* panel = t.panels[segment] + t.panel_offset;
-    for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A>) {
+    const S* panel = t.panels[segment] + t.panel_offset;
+    for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A> * products<S>) {
       __builtin_prefetch(ahead);
       ahead += ahead_step;
-      vec<A> column[Vectors];
+      typename Operand::vector column[Vectors];
       CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
-        column[v] = load(panel + v * lanes<A>);
+        column[v] = Operand::load(panel + v * lanes<A> * products<S>);
         pin(column[v]);
       }
       CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
-        vec<A> element = broadcast(row[r][d * Step]);
+        typename Operand::vector element = Operand::broadcast(row[r] + d * Step * products<S>);
         pin(element);
-        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(element, column[v], sum[r][v]);
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] =
+            Operand::multiply_add(element, column[v], sum[r][v]);
       }
     }
   }
-  if (!t.accumulate && !t.column_start && !t.row_start && !t.epilogue) {
+  // Each of what there may be to add is a loop of its own: one branch instead of one per vector.
+  if (t.accumulate)
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] +=
+        load(t.outputs[r] + t.output_offset + v * lanes<A>);
+  if (t.column_start)
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] +=
+        load(t.column_start + v * lanes<A>);
+  if (t.row_start)
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] +=
+        broadcast(t.row_start[r]);
+  if (!t.epilogue) {
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
         store(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);
     return;
   }
-  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
-    A* output = t.outputs[r] + t.output_offset;
-    const A start = t.row_start ? t.row_start[r] : A(0);
-    CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
-      vec<A> result = sum[r][v];
-      if (t.accumulate) result += load(output + v * lanes<A>);
-      if (t.column_start) result += load(t.column_start + v * lanes<A>);
-      if (t.row_start) result += broadcast(start);
-      if (t.epilogue)
-        t.epilogue->store(output + v * lanes<A>, result);
-      else
-        store(output + v * lanes<A>, result);
-    }
-  }
+  if (t.epilogue->needed())
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+        t.epilogue->store(t.written[r] + t.written_offset + v * lanes<A>, sum[r][v]);
+  else
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+        store(t.written[r] + t.written_offset + v * lanes<A>, sum[r][v]);
 }
 
-template <class A>
-using TileKernel = void (*)(const TileProduct<A>&);
+template <class A, class S = A, class T = A>
+using TileKernel = void (*)(const TileProduct<A, S, T>&);
 
-template <class A, int Step, int Rows>
-TileKernel<A> tile_kernel_of(int vectors) {
+template <class A, int Step, int Rows, class S, class T>
+TileKernel<A, S, T> tile_kernel_of(int vectors) {
   if constexpr (kTileVectors == 4) {
-    if (vectors == 4) return multiply_tile<A, Rows, 4, Step>;
-    if (vectors == 3) return multiply_tile<A, Rows, 3, Step>;
+    if (vectors == 4) return multiply_tile<A, S, T, Rows, 4, Step>;
+    if (vectors == 3) return multiply_tile<A, S, T, Rows, 3, Step>;
   }
-  return vectors == 2 ? multiply_tile<A, Rows, 2, Step> : multiply_tile<A, Rows, 1, Step>;
+  return vectors == 2 ? multiply_tile<A, S, T, Rows, 2, Step> : multiply_tile<A, S, T, Rows, 1, Step>;
 }
 
 // The kernel for a tile of 1..kTileRows rows and 1..kTileVectors vectors.
-template <class A, int Step>
-TileKernel<A> tile_kernel(int rows, int vectors) {
+template <class A, int Step, class S = A, class T = A>
+TileKernel<A, S, T> tile_kernel(int rows, int vectors) {
   switch (rows) {
     case 1:
-      return tile_kernel_of<A, Step, 1>(vectors);
+      return tile_kernel_of<A, Step, 1, S, T>(vectors);
     case 2:
-      return tile_kernel_of<A, Step, 2>(vectors);
+      return tile_kernel_of<A, Step, 2, S, T>(vectors);
     case 3:
-      return tile_kernel_of<A, Step, 3>(vectors);
+      return tile_kernel_of<A, Step, 3, S, T>(vectors);
     case 4:
-      return tile_kernel_of<A, Step, 4>(vectors);
+      return tile_kernel_of<A, Step, 4, S, T>(vectors);
     case 5:
-      return tile_kernel_of<A, Step, 5>(vectors);
+      return tile_kernel_of<A, Step, 5, S, T>(vectors);
     default:
-      return tile_kernel_of<A, Step, 6>(vectors);
+      return tile_kernel_of<A, Step, 6, S, T>(vectors);
   }
 }
 

@@ -1,5 +1,6 @@
-// Opens a translation unit that is compiled for one instruction set. The stubs in baseline/, avx2/ and avx512/
-// define CONVLAB_AVX2 or CONVLAB_AVX512 (or neither), include this header and then the kernels.
+// Opens a translation unit that is compiled for one instruction set. The stubs in baseline/, avx2/, avx512/ and
+// avx512_bf16/ define CONVLAB_AVX2 or CONVLAB_AVX512 (or neither), the last of them CONVLAB_BF16 too, include this
+// header and then the kernels.
 //
 // Everything that is not a kernel is included *before* the target pragma, so that inline functions and templates
 // of the standard library and of the shared headers are compiled for the baseline: the linker keeps one copy of
@@ -25,7 +26,16 @@
 #include "dispatch.h"
 
 // The pragmas take literals only, so the list of features stands twice, for gcc and for clang.
-#if defined(CONVLAB_AVX512)
+#if defined(CONVLAB_AVX512) && defined(CONVLAB_BF16)
+#define CONVLAB_ISA avx512_bf16
+#define CONVLAB_VECTOR_BYTES 64
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+#elif defined(CONVLAB_AVX512)
 #define CONVLAB_ISA avx512
 #define CONVLAB_VECTOR_BYTES 64
 #if defined(__clang__)

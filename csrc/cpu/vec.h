@@ -76,10 +76,14 @@ CONVLAB_INLINE vec<float> load(const bfloat16* p) {
   return (vec<float>)(__builtin_convertvector(half, vec_bits) << 16);
 }
 CONVLAB_INLINE void store(bfloat16* p, vec<float> v) {
+#if defined(CONVLAB_BF16)  // the same but for subnormal results, which become zero
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+#else
   const vec_bits bits = (vec_bits)v;
   const vec_bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const vec_bits result = v != v ? vec_bits{} + 0x7fc0u : rounded;
   const vec_half_bits half = __builtin_convertvector(result, vec_half_bits);
+#endif
   std::memcpy(p, &half, sizeof half);
 }
 

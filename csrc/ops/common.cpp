@@ -27,6 +27,15 @@ Capability capability() {
   return chosen;
 }
 
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  static const bool found = capability() == Capability::avx512 && __builtin_cpu_supports("avx512bf16");
+  return found;
+#else
+  return false;
+#endif
+}
+
 const char* capability_name(Capability capability) {
   switch (capability) {
     case Capability::avx512:

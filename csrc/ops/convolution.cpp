@@ -89,16 +89,20 @@ struct alignas(64) PackedHeader {
 
   template <class T>
   PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, const cpu::ConvPlan& plan)
-      : fields{
-            static_cast<int64_t>(algorithm),
-            (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 8 | static_cast<int64_t>(sizeof(T)),
-            a.geometry.out_channels,
-            a.geometry.in_channels,
-            a.geometry.groups,
-            joined(a.geometry.kernel),
-            joined(a.geometry.stride),
-            plan.shared_bytes} {}
+      : fields{static_cast<int64_t>(algorithm),
+               (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 16 | instruction_set() << 8 |
+                   static_cast<int64_t>(sizeof(T)) << 1 | (std::is_same_v<T, bfloat16> ? 1 : 0),
+               a.geometry.out_channels,
+               a.geometry.in_channels,
+               a.geometry.groups,
+               joined(a.geometry.kernel),
+               joined(a.geometry.stride),
+               plan.shared_bytes} {}
 
+  // The order of the elements follows the instruction set.
+  static int64_t instruction_set() {
+    return static_cast<int64_t>(cpu::capability()) * 2 + (cpu::multiplies_bfloat16() ? 1 : 0);
+  }
   static int64_t joined(const int64_t (&sizes)[kMaxSpatial]) { return sizes[0] << 40 | sizes[1] << 20 | sizes[2]; }
   int64_t bytes() const { return static_cast<int64_t>(sizeof(PackedHeader)) + fields[7]; }
   bool heads(const Tensor& packed) const {
@@ -111,7 +115,7 @@ constexpr int64_t kMultiplyAddsPerThread = 1 << 16;
 
 template <class T>
 void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const OptionalTensor& packed) {
-  const auto kernels = cpu::conv_kernels<T>().algorithm[static_cast<int>(algorithm)];
+  const auto kernels = cpu::conv_kernels<T>(algorithm);
   cpu::ConvPlan plan = kernels.plan(arguments);
   if (plan.packs_weight && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed)) {
     arguments.shared = static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader);
@@ -304,7 +308,7 @@ Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef s
     auto arguments = cpu_arguments<T>(call);
     std::optional<Algorithm> algorithm = algorithm_by_name(name, problem);
     const Algorithm chosen = algorithm.value_or(choose_algorithm(problem));
-    const auto kernels = cpu::conv_kernels<T>().algorithm[static_cast<int>(chosen)];
+    const auto kernels = cpu::conv_kernels<T>(chosen);
     const cpu::ConvPlan plan = kernels.plan(arguments);
     if (!plan.packs_weight) return;
     const PackedHeader header(chosen, arguments, plan);
