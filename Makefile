@@ -67,7 +67,7 @@ $(BIN)/python:
 # Installed in place: changed Python needs nothing, changed C++ compiles what it touches.
 $(READY): $(SOURCES) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install 'torch==2.13.0'
-	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel ninja 'pybind11>=2.13'
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel ninja
 	@echo "building torch_convlab: under 3 minutes the first time, on 2 cores"
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[lab,dev]'
 	@touch $@

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import setup
 from torch.utils import cpp_extension
@@ -52,18 +52,35 @@ def first_line(command: list[str]) -> str:
     return output.strip().splitlines()[0] if output.strip() else ""
 
 
+def cuda_toolkit() -> str | None:
+    """Where CUDA's compiler, headers and libraries are; None if there is no nvcc.
+
+    The nvcc on the PATH may be a script that calls another one elsewhere, which says where it lives.
+    """
+    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return named
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if not nvcc:
+        return None
+    command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True)
+    top = re.search(r"\bTOP=(\S+)", plan.stdout + plan.stderr)
+    return os.path.normpath(top[1]) if top else str(Path(nvcc).resolve().parents[1])
+
+
 def cuda_decision() -> tuple[bool, str]:
     """Whether to build CUDA kernels, and why."""
     use, force = os.environ.get("USE_CUDA", "1"), os.environ.get("FORCE_CUDA", "0") == "1"
-    nvcc = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"))
+    toolkit = cuda_toolkit()
     if use == "0":
         return False, "USE_CUDA=0"
     if torch.version.cuda is None:
         reason = "this torch was built without CUDA"
-    elif not nvcc:
+    elif not toolkit:
         reason = "nvcc not found"
     else:
-        return True, f"CUDA {torch.version.cuda}, {nvcc}"
+        cpp_extension.CUDA_HOME = toolkit
+        return True, f"CUDA {torch.version.cuda}, {toolkit}"
     if force:
         sys.exit(f"FORCE_CUDA=1, but CUDA kernels cannot be built: {reason}")
     return False, reason
@@ -108,7 +125,6 @@ def main() -> None:
             extension(
                 "torch_convlab._C",
                 cxx_sources + (cuda_sources if with_cuda else []),
-                include_dirs=[pybind11.get_include()],
                 define_macros=[("CONVLAB_WITH_CUDA", None)] if with_cuda else [],
                 extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
                 extra_link_args=LINK_FLAGS,

@@ -2,11 +2,12 @@
 
     python tools/gpu.py --out FOLDER build test sanitize bench
 
-Stages run in the order named; each prints how long it took, and a failure ends the run. Nothing is installed or
-downloaded: the torch that is found is built against, in this folder. Meant to take under 9 minutes on 16 cores.
+Stages run in the order named; each prints how long it took and leaves its log in FOLDER. A failed build ends the run,
+any other failure is told at the end. Nothing is installed or downloaded: the torch that is found is built against, in
+this folder. Meant to take under 9 minutes on 16 cores.
 
-    build     setup.py build_ext with FORCE_CUDA=1
-    test      the emulator's probes on the GPU, then the operators' tests with --device cuda
+    build     setup.py build_ext with FORCE_CUDA=1, for the GPU that is there
+    test      the emulator's probes on the GPU, then the operators' tests with --device cuda, side by side
     sanitize  compute-sanitizer (memcheck, racecheck) over small problems of every kernel; skipped if it is missing
     bench     bench/gpu.py: device times by CUDA events, as JSON and a table in FOLDER
 """
@@ -14,6 +15,8 @@ downloaded: the torch that is found is built against, in this folder. Meant to t
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -22,29 +25,39 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = ["tests/test_convolution.py", "tests/test_fused.py", "tests/test_pooling.py", "tests/test_normalization.py"]
+OPERATORS = ["convolution", "fused", "pooling", "normalization"]
+NEEDED = {
+    "build": ["torch", "setuptools", "ninja"],
+    "test": ["torch", "pytest", "numpy"],
+    "sanitize": ["torch"],
+    "bench": ["torch"],
+}
+TOOLKIT = "/usr/local/cuda/bin"
 
 
-def python(*arguments: str, seconds: int = 600, **environment: str) -> None:
-    command = [sys.executable, *arguments]
+def python(log: Path, *arguments: str, seconds: int, before=(), **environment: str) -> None:
+    """Run Python with these arguments, its output in `log`; raises if it fails or takes longer than `seconds`."""
+    command = [*before, sys.executable, *arguments]
     print("$", " ".join(command), flush=True)
-    subprocess.run(
-        command,
-        cwd=ROOT,
-        check=True,
-        timeout=seconds,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment},
-    )
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    environment["PATH"] = os.pathsep.join([environment["PATH"], TOOLKIT])
+    with log.open("a") as file:
+        try:
+            subprocess.run(
+                command, cwd=ROOT, check=True, timeout=seconds, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+        finally:
+            file.flush()
+            print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:]), flush=True)
 
 
 def build(out: Path) -> None:
-    jobs = str(min(16, os.cpu_count() or 2))
-    python(
-        "setup.py", "-q", "build_ext", "--inplace", FORCE_CUDA="1", MAX_JOBS=jobs, TORCH_CUDA_ARCH_LIST=architecture()
-    )
-    python(
-        "-c", "import torch_convlab as t; info = t.build_info(); print(info); assert info['cuda'], 'no CUDA kernels'"
-    )
+    log, jobs = out / "build.log", str(min(16, os.cpu_count() or 2))
+    environment = {"FORCE_CUDA": "1", "MAX_JOBS": jobs, "TORCH_CUDA_ARCH_LIST": architecture()}
+    python(log, "setup.py", "-q", "build_ext", "--inplace", seconds=360, **environment)
+    loaded = "import torch_convlab as t; info = t.build_info(); print(t.__file__, info); assert info['cuda']"
+    python(log, "-c", loaded, seconds=60)
 
 
 def architecture() -> str:
@@ -58,47 +71,76 @@ def architecture() -> str:
 
 
 def test(out: Path) -> None:
-    python("-m", "pytest", "-q", "--device", "cuda", "tests/test_emulator.py", seconds=120)
-    python("-m", "pytest", "-q", "-x", "--device", "cuda", "-k", "not 2_to_31", *OPERATORS, seconds=300)
+    def run(name: str) -> bool:
+        tests = ["-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "--tb=short", "--device", "cuda"]
+        try:
+            python(logs[name], *tests, "-k", "not 2_to_31", f"tests/test_{name}.py", seconds=240)
+        except subprocess.SubprocessError as error:
+            print(f"tests/test_{name}.py: FAILED: {error}", flush=True)
+            return False
+        return True
+
+    logs = {name: out / f"test-{name}.part" for name in ["emulator", *OPERATORS]}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        passed = list(pool.map(run, logs))
+    with (out / "test.log").open("a") as whole:
+        for log in logs.values():
+            whole.write(log.read_text(errors="replace"))
+            log.unlink()
+    if not all(passed):
+        raise subprocess.SubprocessError(f"{passed.count(False)} of {len(passed)} test files failed")
 
 
 def sanitize(out: Path) -> None:
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=TOOLKIT)
     if not tool:
         print("sanitize: SKIPPED, compute-sanitizer not found")
         return
     for check in ("memcheck", "racecheck"):
-        command = [tool, f"--tool={check}", "--error-exitcode=1", sys.executable, str(ROOT / "bench/gpu.py"), "--smoke"]
-        print("$", " ".join(command), flush=True)
-        subprocess.run(
-            command, cwd=ROOT, check=True, timeout=120, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        )
+        before = (tool, f"--tool={check}", "--error-exitcode=1")
+        smoke = ("bench/gpu.py", "--smoke", "--seconds", "80")
+        python(out / "sanitize.log", *smoke, before=before, seconds=120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def bench(out: Path) -> None:
-    python("bench/gpu.py", "--out", str(out), seconds=240)
+    python(out / "bench.log", "bench/gpu.py", "--out", str(out), "--seconds", "150", seconds=240)
 
 
 STAGES = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
 
 
+def missing(stages: list[str]) -> list[str]:
+    modules = dict.fromkeys(module for stage in stages for module in NEEDED[stage])
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}; default all")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder for results")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder for results and logs")
     options = parser.parse_args()
     unknown = [stage for stage in options.stages if stage not in STAGES]
     if unknown:
         parser.error(f"unknown stages {', '.join(unknown)}; expected some of {', '.join(STAGES)}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if absent := missing(options.stages):
+        parser.error(f"{sys.executable} has no {', '.join(absent)}: install them, or name the stages to do without")
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    failures = []
     for stage in options.stages:
         print(f"== {stage} ==", flush=True)
         start = time.time()
         try:
-            STAGES[stage](options.out.resolve())
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            sys.exit(f"== {stage}: FAILED after {time.time() - start:.0f} s: {error} ==")
-        print(f"== {stage}: passed in {time.time() - start:.0f} s ==", flush=True)
+            STAGES[stage](out)
+        except (subprocess.SubprocessError, OSError) as error:
+            failures.append(f"{stage}: FAILED after {time.time() - start:.0f} s: {error}")
+            print(f"== {failures[-1]} ==", flush=True)
+            if stage == "build":
+                break
+        else:
+            print(f"== {stage}: passed in {time.time() - start:.0f} s ==", flush=True)
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":
