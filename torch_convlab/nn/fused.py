@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .. import functional
 
+_convolution_fused = torch.ops.convlab.convolution_fused.default
+
 
 class ConvAddReLU(nn.Module):
     """``relu(conv(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
@@ -39,24 +41,29 @@ class ConvAddReLU(nn.Module):
         packed = None
         if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             packed = self._packed_weight(input)
-        return functional.conv_fused(
-            input, self.weight, self.bias, residual, self.relu, self.stride, self.padding, self.dilation, self.groups,
-            algorithm=self.algorithm, packed=packed,
-        )  # fmt: skip
+        parameters = self.stride, self.padding, self.dilation, self.groups
+        if packed is None:
+            return functional.conv_fused(
+                input, self.weight, self.bias, residual, self.relu, *parameters, algorithm=self.algorithm
+            )
+        # There is nothing to differentiate, to cast or to expand.
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        return _convolution_fused(input, weight, bias, residual, packed, self.relu, *parameters, self.algorithm)
 
     def _packed_weight(self, input: Tensor) -> Tensor | None:
-        weight = self.weight
-        if weight.is_inference() or weight.device.type != "cpu" or input.dtype != weight.dtype:
+        """The weight as the kernel for such an input reads it; None where it is not known to stay as it is."""
+        weight = self._parameters["weight"]
+        if weight.is_inference():
             return None
-        if torch.is_autocast_enabled("cpu") or isinstance(self.padding, str):
-            return None
-        key = weight._version, weight.data_ptr(), weight.dtype, input.shape, input.stride()
+        key = weight._version, weight.data_ptr(), weight.dtype, input.dtype, input.shape, input.stride()
         if self._packed is None or self._packed[0] != key:
+            if weight.device.type != "cpu" or input.dtype != weight.dtype or isinstance(self.padding, str):
+                return None
             packed = functional.pack_weight(
                 input, weight, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
             )
             self._packed = key, packed
-        return self._packed[1]
+        return None if torch.is_autocast_enabled("cpu") else self._packed[1]
 
     def train(self, mode: bool = True):
         self._packed = None
