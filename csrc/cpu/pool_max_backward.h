@@ -81,11 +81,12 @@ struct MaxBackwardLast {
       const int64_t run = std::min(at.run(end - pixel), first + s.size - at.at[2]);
       const Column* columns = s.columns + at.at[2] - first;
       T* to = a.input + pixel * C;
-      int64_t c = 0;
-      for (; c + kTogether * lanes<A> <= C; c += kTogether * lanes<A>)
-        for (int64_t w = 0; w < run; ++w)
-          sum<kNarrow, kStream, kTogether, false>(a, s.rows, rows, columns[w], c, lanes<A>, lanes<A>, to + w * C + c,
-                                                  lanes<A>);
+      constexpr int64_t kChannels = kTogether * lanes<A>;
+      int64_t c = C / kChannels * kChannels;  // pixel by pixel, so that memory is read in long runs
+      for (int64_t w = 0; w < run; ++w)
+        for (int64_t from = 0; from < c; from += kChannels)
+          sum<kNarrow, kStream, kTogether, false>(a, s.rows, rows, columns[w], from, lanes<A>, lanes<A>,
+                                                  to + w * C + from, lanes<A>);
       for (; c + lanes<A> <= C; c += lanes<A>)
         sum_phases<kNarrow, kStream, false>(a, s.rows, rows, columns, run, c, lanes<A>, to + c);
       if (c < C) sum_phases<kNarrow, kStream, true>(a, s.rows, rows, columns, run, c, C - c, to + c);
@@ -155,6 +156,7 @@ struct MaxBackwardLast {
         const lane_int<A> tap = row->tap + step->tap;
         int64_t from = row->first + step->window + c;
         CONVLAB_UNROLL for (int v = 0; v < kVectors; ++v, from += from_step) {
+          __builtin_prefetch(a.output + from + 2 * a.geometry.channels);
           const vec<A> grad = kPartial ? load_partial(a.output + from, channels) : load(a.output + from);
           total[v] = add_where<A, kNarrow>(total[v], grad, a.taps, from, tap, kPartial ? channels : lanes<A>);
         }

@@ -60,16 +60,16 @@ struct ScratchBuffer {
 constexpr int kScratchSlots = 4;
 constexpr int64_t kScratchAlignment = 4096;
 
-constexpr int64_t kHugePageBytes = int64_t{4} << 20;  // of the smallest memory for which huge pages are asked
+constexpr int64_t kAdvisedBytes = int64_t{1} << 20;  // the smallest memory for which huge pages are asked
 
 void ask_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < kHugePageBytes) return;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  // A hint: where the system does not take it, small pages are as right as before.
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  // Whole huge pages around it: what lies beside it on the heap is mostly tensors too. A hint, which changes no
+  // content; where the system does not take it, small pages are as right as before.
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory) / kHugePage * kHugePage;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes);
+  madvise(reinterpret_cast<void*>(first), (last - first + kHugePage - 1) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
 }
 }  // namespace
@@ -77,7 +77,7 @@ void ask_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t 
 at::Tensor on_huge_pages(at::Tensor tensor) {
   if (tensor.key_set().has(c10::DispatchKey::CPU)) {  // not those that only pretend to be, while tracing
     const auto bytes = static_cast<int64_t>(tensor.nbytes());
-    if (bytes >= kHugePageBytes) ask_for_huge_pages(tensor.mutable_data_ptr(), bytes);
+    if (bytes >= kAdvisedBytes) ask_for_huge_pages(tensor.mutable_data_ptr(), bytes);
   }
   return tensor;
 }
@@ -96,7 +96,7 @@ void* thread_scratch(int slot, int64_t bytes) {
     TORCH_CHECK_WITH(OutOfMemoryError, buffer.memory != nullptr, "torch_convlab: could not allocate ", rounded,
                      " bytes of scratch memory");
     buffer.bytes = rounded;
-    ask_for_huge_pages(buffer.memory.get(), rounded);
+    if (rounded >= kAdvisedBytes) ask_for_huge_pages(buffer.memory.get(), rounded);
   }
   return buffer.memory.get();
 }
