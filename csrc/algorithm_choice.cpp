@@ -12,29 +12,47 @@ namespace convlab {
 
 namespace {
 
-std::string size(const int64_t (&values)[kMaxSpatial]) {
-  return std::to_string(values[0]) + "x" + std::to_string(values[1]) + "x" + std::to_string(values[2]);
+std::string text(const char* words) { return words; }
+std::string text(int64_t number) { return std::to_string(number); }
+std::string text(const int64_t (&sizes)[kMaxSpatial]) {
+  return text(sizes[0]) + "x" + text(sizes[1]) + "x" + text(sizes[2]);
 }
 
-std::string winograd_refusal(const ConvProblem& problem) {
+// A reason to refuse. `auto` asks for it on every call and only wants to know whether there is one.
+template <class... Parts>
+std::string because(bool in_words, const Parts&... parts) {
+  return in_words ? (text(parts) + ...) : "refused";
+}
+
+std::string winograd_refusal(const ConvProblem& problem, bool in_words) {
   const ConvGeometry& g = problem.geometry;
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
-    return "winograd needs a 2-D 3x3 kernel, but the kernel is " + size(g.kernel) + " on an input of " + size(g.input);
-  for (int axis = 0; axis < kMaxSpatial; ++axis) {
-    if (g.dilation[axis] != 1) return "winograd needs dilation 1, but dilation is " + size(g.dilation);
-  }
+    return because(in_words, "winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel, " on an input of ",
+                   g.input);
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.dilation[axis] != 1) return because(in_words, "winograd needs dilation 1, but dilation is ", g.dilation);
   if (g.stride[0] != 1 || g.stride[1] != g.stride[2] || g.stride[1] > 2)
-    return "winograd needs stride 1 or 2 along both axes, but stride is " + size(g.stride);
+    return because(in_words, "winograd needs stride 1 or 2 along both axes, but stride is ", g.stride);
   if (g.stride[1] == 2 && problem.pass == Pass::backward_weight)
-    return "winograd has no weight gradient for stride 2, and stride is " + size(g.stride);
+    return because(in_words, "winograd has no weight gradient for stride 2, and stride is ", g.stride);
   return {};
 }
 
-std::string depthwise_refusal(const ConvProblem& problem) {
+std::string depthwise_refusal(const ConvProblem& problem, bool in_words) {
   const ConvGeometry& g = problem.geometry;
   if (g.groups == g.in_channels && g.groups == g.out_channels) return {};
-  return "depthwise needs groups == in_channels == out_channels, but groups is " + std::to_string(g.groups) +
-         ", in_channels " + std::to_string(g.in_channels) + " and out_channels " + std::to_string(g.out_channels);
+  return because(in_words, "depthwise needs groups == in_channels == out_channels, but groups is ", g.groups,
+                 ", in_channels ", g.in_channels, " and out_channels ", g.out_channels);
+}
+
+std::string inner_product_refusal(const ConvProblem& problem, bool in_words) {
+  const ConvGeometry& g = problem.geometry;
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.kernel[axis] != 1 || g.padding[axis] != 0 || g.input[axis] != g.output[axis])
+      return because(in_words,
+                     "inner_product needs a 1x1 kernel without padding that reads every pixel, but the kernel is ",
+                     g.kernel, ", padding ", g.padding, " and stride ", g.stride);
+  return {};
 }
 
 // The channels per group on the side that is read.
@@ -43,11 +61,30 @@ int64_t read_channels(const ConvProblem& problem) {
   return problem.pass == Pass::backward_input ? g.out_channels_per_group() : g.in_channels_per_group();
 }
 
-std::string direct_refusal(const ConvProblem& problem) {
+std::string direct_refusal(const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
   if (read_channels(problem) <= most) return {};
-  return "direct reads at most " + std::to_string(most) + " channels per group, but has to read " +
-         std::to_string(read_channels(problem));
+  return because(in_words, "direct reads at most ", most, " channels per group, but has to read ",
+                 read_channels(problem));
+}
+
+std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
+  if (problem.device == Device::cuda) {
+    const std::string reason = algorithm == Algorithm::depthwise ? depthwise_refusal(problem, in_words) : std::string();
+    return reason.empty() ? cuda_refusal(algorithm, problem) : reason;
+  }
+  switch (algorithm) {
+    case Algorithm::winograd:
+      return winograd_refusal(problem, in_words);
+    case Algorithm::direct:
+      return direct_refusal(problem, in_words);
+    case Algorithm::depthwise:
+      return depthwise_refusal(problem, in_words);
+    case Algorithm::inner_product:
+      return inner_product_refusal(problem, in_words);
+    default:
+      return {};
+  }
 }
 
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
@@ -80,12 +117,13 @@ double winograd_cost(const ConvProblem& problem) {
 // Few written channels per group leave lanes idle or make the gather count. Where the CPU multiplies pairs of bfloat16,
 // it does so twice as fast; every other algorithm computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
-  constexpr double per_gathered = 8;
+  constexpr double per_gathered = 8, per_packed = 16;
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
   return static_cast<double>(g.multiply_adds()) * (pairs ? 0.5 : 1) *
-         (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written)));
+             (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) +
+         per_packed * static_cast<double>(g.weight_elements());
 }
 
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
@@ -96,28 +134,23 @@ double direct_cost(const ConvProblem& problem) {
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
+  // Windows are of 8 neighbouring pixels of a line.
+  const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
+  const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
   const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
-  return static_cast<double>(g.multiply_adds()) * (strided ? strided_windows : windows) / std::max(used, 1.0 / lanes);
+  return static_cast<double>(g.multiply_adds()) * (strided ? strided_windows : windows) * idle /
+         std::max(used, 1.0 / lanes);
+}
+
+// Weights come from memory once and are not copied.
+double inner_product_cost(const ConvProblem& problem) {
+  const double per_multiply_add = problem.pass == Pass::forward ? 1.5 : 2;
+  return per_multiply_add * static_cast<double>(problem.geometry.multiply_adds());
 }
 
 }  // namespace
 
-std::string refusal(Algorithm algorithm, const ConvProblem& problem) {
-  if (problem.device == Device::cuda) {
-    const std::string reason = algorithm == Algorithm::depthwise ? depthwise_refusal(problem) : std::string();
-    return reason.empty() ? cuda_refusal(algorithm, problem) : reason;
-  }
-  switch (algorithm) {
-    case Algorithm::winograd:
-      return winograd_refusal(problem);
-    case Algorithm::direct:
-      return direct_refusal(problem);
-    case Algorithm::depthwise:
-      return depthwise_refusal(problem);
-    default:
-      return {};
-  }
-}
+std::string refusal(Algorithm algorithm, const ConvProblem& problem) { return refusal(algorithm, problem, true); }
 
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
   if (problem.device == Device::cuda) return cuda_cost(algorithm, problem);
@@ -133,6 +166,8 @@ double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
       return direct_cost(problem);
     case Algorithm::depthwise:
       return windows * multiply_adds;
+    case Algorithm::inner_product:
+      return inner_product_cost(problem);
     default:
       return implicit_gemm_cost(problem);
   }
@@ -146,13 +181,13 @@ Settings& settings() {
 bool eligible(Algorithm algorithm, const ConvProblem& problem, const Settings& settings) {
   // Who computes in float64 wants the digits that winograd gives up.
   if (algorithm == Algorithm::winograd && (settings.precise || problem.dtype == Dtype::float64)) return false;
-  return refusal(algorithm, problem).empty();
+  return refusal(algorithm, problem, false).empty();
 }
 
 Algorithm choose_algorithm(const ConvProblem& problem, const Settings& settings) {
   if (settings.algorithm >= 0) {
     const auto wanted = static_cast<Algorithm>(settings.algorithm);
-    if (refusal(wanted, problem).empty()) return wanted;
+    if (refusal(wanted, problem, false).empty()) return wanted;
   }
   Algorithm best = Algorithm::naive;
   double best_cost = estimated_cost(best, problem);

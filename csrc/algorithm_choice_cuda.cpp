@@ -87,7 +87,8 @@ std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const std::string name = algorithm_name(algorithm);
   if (algorithm == Algorithm::naive) return {};
-  if (algorithm == Algorithm::winograd) return name + " has no kernel for CUDA yet";
+  if (algorithm == Algorithm::winograd || algorithm == Algorithm::inner_product)
+    return name + " has no kernel for CUDA yet";
   if (algorithm == Algorithm::implicit_gemm && problem.dtype == Dtype::float64)
     return "implicit_gemm needs tensor cores on CUDA, which it does not use in float64";
   if (algorithm == Algorithm::depthwise)

@@ -3,15 +3,16 @@
 //
 //   X(name, one-line description)
 //
-// An algorithm may refuse a problem; `refusal()` in ops/convolution.cpp asks it and returns the reason.
+// An algorithm may refuse a problem; `refusal()` in algorithm_choice.cpp asks it and returns the reason.
 #pragma once
 
-#define CONVLAB_FOR_EACH_ALGORITHM(X)                                                                                \
-  X(naive, "the definition: a patch of the input times a filter, one output at a time; never vectorised")            \
-  X(implicit_gemm, "blocked matrix product whose patch matrix exists only as a packed panel in cache; any geometry") \
-  X(winograd, "a quarter of the multiplications: F(4x4, 3x3); 3x3 layers with stride 1, or 2 by phases")             \
-  X(direct, "windows of pixels with written channels as lanes; few channels per group")                              \
-  X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels")
+#define CONVLAB_FOR_EACH_ALGORITHM(X)                                                                                 \
+  X(naive, "the definition: a patch of the input times a filter, one output at a time; never vectorised")             \
+  X(implicit_gemm, "blocked matrix product whose patch matrix exists only as a packed panel in cache; any geometry")  \
+  X(winograd, "a quarter of the multiplications: F(4x4, 3x3); 3x3 layers with stride 1, or 2 by phases")              \
+  X(direct, "windows of pixels with written channels as lanes; few channels per group")                               \
+  X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels") \
+  X(inner_product, "pointwise on few pixels: weights are read where they lie, once")
 
 namespace convlab {
 

@@ -1,4 +1,4 @@
-// The only file with pybind11: geometry, the algorithm list and facts about the build. Operators are reached
+// What Python sees besides the operators: geometry, the algorithm list and facts about the build. Operators are reached
 // through torch.ops.convlab, registered in library.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -14,6 +14,7 @@
 #include "cuda/device.h"
 #include "geometry.h"
 #include "ops/autotune.h"
+#include "python_call.h"
 
 namespace py = pybind11;
 
@@ -62,6 +63,7 @@ ConvGeometry make_geometry(int64_t batch, int64_t in_channels, int64_t out_chann
 PYBIND11_MODULE(_C, m) {
   using namespace convlab;
   m.doc() = "Compiled part of torch_convlab.";
+  add_python_calls(m);
 
   m.def("algorithms", [] {
     py::dict list;

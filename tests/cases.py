@@ -132,6 +132,7 @@ CHANNELS = (
 
 EXTREME = (
     ConvCase("map_1x1", (3, 33, 1, 1), 17, 1, bias=True),
+    ConvCase("map_1x1_grouped", (5, 42, 1, 1), 26, 1, groups=2),
     ConvCase("map_1x1_kernel_3x3", (2, 16, 1, 1), 16, 3, padding=1),
     ConvCase("kernel_is_input", (3, 20, 7, 5), 31, (7, 5), bias=True),
     ConvCase("padding_over_kernel", (2, 5, 6, 5), 7, 2, padding=5, bias=True),

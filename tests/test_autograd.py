@@ -29,6 +29,7 @@ PROBLEMS = {
     "2d_depthwise": (2, 4, (3, 3), (1, 1), (1, 1), (1, 1)),
     "3d": (3, 2, (2, 1, 2), (1, 2, 1), (1, 0, 0), (1, 1, 2)),
     "3x3": (2, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "pointwise": (2, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
 }
 COUNTED = ("3x3_stride2", "all_asymmetric", "1d_k3", "3d_asymmetric", "depthwise_3x3", "transposed_output_padding")
 OPERATORS = ("convolution", "convolution_backward_input", "convolution_backward_weight")
@@ -116,7 +117,8 @@ def test_functions_follow_their_schema(operator):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_gradients_stay_with_the_algorithm(operator, algorithm):
     """Forward and backward with a named algorithm equal those of the naive one."""
-    problem = {"winograd": "3x3", "depthwise": "2d_depthwise"}.get(algorithm, "2d")
+    named = {"winograd": "3x3", "depthwise": "2d_depthwise", "inner_product": "pointwise"}
+    problem = named.get(algorithm, "2d")
     results = []
     for name in (algorithm, "naive"):
         torch.manual_seed(1)

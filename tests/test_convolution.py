@@ -355,10 +355,11 @@ def test_shift_invariance(algorithm, shift):
     down, right = shift
     input = torch.randint(-8, 9, (2, 8, 20, 24)).float()  # sums of small integers are exact
     groups = 8 if algorithm == "depthwise" else 1
-    weight = torch.randint(-8, 9, (8, 8 // groups, 3, 3)).float()
+    size = 1 if algorithm == "inner_product" else 3
+    weight = torch.randint(-8, 9, (8, 8 // groups, size, size)).float()
     shifted = torch.roll(input, (down, right), (2, 3))
-    before = F.conv2d(input, weight, padding=1, groups=groups, algorithm=algorithm)
-    after = F.conv2d(shifted, weight, padding=1, groups=groups, algorithm=algorithm)
+    before = F.conv2d(input, weight, padding=size // 2, groups=groups, algorithm=algorithm)
+    after = F.conv2d(shifted, weight, padding=size // 2, groups=groups, algorithm=algorithm)
     inner = after[:, :, down + 1 : -1, right + 1 : -1]
     expected = torch.roll(before, (down, right), (2, 3))[:, :, down + 1 : -1, right + 1 : -1]
     assert not torch.equal(before, after)

@@ -169,6 +169,22 @@ CONVLAB_INLINE void transpose(vec<A> (&rows)[lanes<A>]) {
   if constexpr (lanes<A> > 8) transpose_step<A, 8>(rows);
 }
 
+// Lane i, for i < Rows: the sum of the lanes of rows[i]. A third of the work of adding them up one by one.
+template <class A, int Rows, int Block = 1>
+CONVLAB_INLINE vec<A> sum_lanes_of_each(vec<A> (&rows)[Rows]) {
+  using Lanes = std::make_integer_sequence<int, lanes<A>>;
+  if constexpr (Block == lanes<A>) {
+    return rows[0];
+  } else {
+    CONVLAB_UNROLL for (int i = 0; i < Rows; i += 2 * Block) {
+      const vec<A> other = Block < Rows ? rows[i + Block % Rows] : rows[i];
+      rows[i] = shuffle(rows[i], other, transpose_indices<Block, false>(Lanes{})) +
+                shuffle(rows[i], other, transpose_indices<Block, true>(Lanes{}));
+    }
+    return sum_lanes_of_each<A, Rows, 2 * Block>(rows);
+  }
+}
+
 // target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns, and zero for the lanes
 // rows..round_up(rows, lanes) of the target.
 template <class T>

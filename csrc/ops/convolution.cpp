@@ -150,6 +150,9 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   arguments.threads = at::get_num_threads();
   arguments.pass = call.pass;
   arguments.layout = call.layout;
+  const ConvGeometry& g = call.geometry;
+  if (g.input_pixels() == 1 && g.output_pixels() == 1 && g.taps() == 1)  // dense in both layouts
+    call.layout = arguments.layout = Layout::channels_last;
   if (call.input.defined()) arguments.input = dense(call.input);
   if (call.output.defined()) arguments.output = dense(call.output);
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);

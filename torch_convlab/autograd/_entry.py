@@ -29,7 +29,7 @@ def kernel(name: str) -> Callable:
     return call
 
 
-def entry(function: type[torch.autograd.Function], name: str) -> Callable:
+def entry(function: type[torch.autograd.Function], name: str, bare: Callable | None = None) -> Callable:
     """Return the callable for `function`, the `torch.autograd.Function` of operator ``convlab::name``.
 
     The Function's arguments are the operator's, in the schema's order. Four ways lead to the kernel:
@@ -39,10 +39,10 @@ def entry(function: type[torch.autograd.Function], name: str) -> Callable:
     - under a functorch transform, ``Function.apply``, which knows vmap, jvp and nesting;
     - when a gradient or a forward-mode tangent is wanted, the C++ apply below it: the Python one only adds the
       binding of default arguments, 15 us of it;
-    - otherwise the kernel: see `kernel`, which the Function's ``forward`` calls too.
+    - otherwise `bare`, by default the `kernel`, which the Function's ``forward`` calls too.
     """
     operator = getattr(torch.ops.convlab, name).default
-    bare = kernel(name)
+    bare = bare or kernel(name)
     torch.library.register_autograd(operator, function.backward, setup_context=function.setup_context)
     apply = super(torch.autograd.Function, function).apply
     python_apply = function.apply

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _C
 from ..autograd.convolution import convolution, convolution_backward_input
 from ._arguments import autocast, check_dimensions, check_tensors, expand, integer
 
@@ -72,6 +73,11 @@ def conv_fused(
         packed: what `pack_weight` returned for this weight, which must not have changed since.
     """
     spatial = weight.dim() - 2
+    output = _short_way(
+        spatial, input, weight, bias, residual, packed, relu, stride, padding, dilation, groups, algorithm
+    )
+    if output is not NotImplemented:
+        return output
     stride, dilation = expand(stride, spatial, "stride"), expand(dilation, spatial, "dilation")
     groups = integer(groups, "groups")
     input, weight, bias, residual = autocast(input, weight, bias, residual)
@@ -142,7 +148,17 @@ def conv_transpose3d(
     return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm)
 
 
+def _short_way(*arguments):
+    """The convolution where only the CPU kernel has a say in the call, at a third of the cost; else NotImplemented."""
+    if torch.compiler.is_compiling():
+        return NotImplemented
+    return _C.convolution(*arguments)
+
+
 def _convolution(spatial, input, weight, bias, stride, padding, dilation, groups, algorithm):
+    output = _short_way(spatial, input, weight, bias, None, None, False, stride, padding, dilation, groups, algorithm)
+    if output is not NotImplemented:
+        return output
     unbatched = check_dimensions(f"conv{spatial}d", input, spatial)
     _check_types(weight, bias)
     input, weight, bias = autocast(input, weight, bias)

@@ -1,0 +1,6 @@
+#include "../conv_winograd.h"
+
+#include "../conv_algorithm.h"
+#include "../isa.h"
+
+CONVLAB_ALGORITHM(Winograd)

@@ -1,0 +1,198 @@
+"""The short way past the dispatcher (csrc/python_call.cpp): same results, same errors, taken only where it may be."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch_convlab.functional as F
+from torch_convlab import _C
+
+X, W, B = torch.randn(2, 4, 9, 8), torch.randn(6, 2, 3, 3), torch.randn(6)
+PARAMETERS = [2, 1], [1, 0], [1, 2], 2, "auto"
+
+
+def short_way(input=X, weight=W, bias=B, dimensions=2, parameters=PARAMETERS):
+    return _C.convolution(dimensions, input, weight, bias, None, None, False, *parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_same_bits_as_the_operators(dtype):
+    x, w, b = X.to(dtype), W.to(dtype), B.to(dtype)
+    expected = torch.ops.convlab.convolution(x, w, b, *PARAMETERS)
+    torch.testing.assert_close(short_way(x, w, b), expected, rtol=0, atol=0)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(
+        _C.convolution_backward_input(2, grad, w, None, list(x.shape), *PARAMETERS),
+        torch.ops.convlab.convolution_backward_input(grad, w, None, list(x.shape), *PARAMETERS), rtol=0, atol=0,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        _C.convolution_backward_weight(2, grad, x, list(w.shape), *PARAMETERS),
+        torch.ops.convlab.convolution_backward_weight(grad, x, list(w.shape), *PARAMETERS), rtol=0, atol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_one_integer_for_all_axes(spatial):
+    x, w = torch.randn(1, 2, *[7] * spatial), torch.randn(3, 2, *[3] * spatial)
+    expected = torch.ops.convlab.convolution(x, w, None, [2] * spatial, [1] * spatial, [1] * spatial, 1, "auto")
+    actual = short_way(x, w, None, spatial, (2, 1, (1,) * spatial, 1, "auto"))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_residual_and_relu():
+    plain = short_way()
+    residual = torch.randn_like(plain)
+    actual = _C.convolution(2, X, W, B, residual, None, True, *PARAMETERS)
+    torch.testing.assert_close(actual, (plain + residual).relu(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_taken_for_parameters_that_nobody_differentiates(context):
+    with context():
+        output = short_way(weight=torch.nn.Parameter(W))
+    assert output is not NotImplemented and not output.requires_grad
+    assert output.is_inference() == (context is torch.inference_mode)
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+class _FunctionMode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class _DispatchMode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16), _FunctionMode, _DispatchMode,
+        lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+    ],
+    ids=["autocast", "function mode", "dispatch mode", "profiler"],
+)  # fmt: skip
+def test_not_taken_under(context):
+    with context():
+        assert short_way() is NotImplemented
+    assert short_way() is not NotImplemented
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight": W.clone().requires_grad_()}, {"input": X.as_subclass(_Subclass)}, {"input": X.to("meta")},
+        {"input": X.to_sparse()}, {"input": torch._neg_view(X)}, {"input": X.numpy()}, {"bias": 3}, {"dimensions": 3},
+        {"input": X[0]}, {"parameters": ["same", [1, 0], [1, 2], 2, "auto"]},
+        {"parameters": [[2.0, 1], [1, 0], [1, 2], 2, "auto"]}, {"parameters": [[2, 1, 1], [1, 0], [1, 2], 2, "auto"]},
+        {"parameters": [1 << 70, 0, 1, 2, "auto"]}, {"parameters": [1, 0, 1, 2, None]}, {"parameters": [1, 0, 1, 2]},
+    ],
+    ids=[
+        "requires_grad", "subclass", "meta", "sparse", "negative view", "array", "bias", "dimensions", "unbatched",
+        "text", "float", "length", "overflow", "algorithm", "too few",
+    ],
+)  # fmt: skip
+def test_not_taken_for(arguments):
+    assert short_way(**arguments) is NotImplemented
+
+
+def test_not_taken_for_tangents():
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
+        assert short_way(dual) is NotImplemented
+
+
+def test_not_taken_by_transforms():
+    taken = []
+
+    def call(x):
+        taken.append(short_way(x.unsqueeze(0)) is not NotImplemented)
+        return F.conv2d(x.unsqueeze(0), W, B, *PARAMETERS[:-1]).squeeze(0)
+
+    expected = F.conv2d(X, W, B, *PARAMETERS[:-1])
+    torch.testing.assert_close(torch.func.vmap(call)(X), expected)
+    assert taken == [False]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"weight": W[:, :1]}, {"bias": B[:5]}, {"weight": W.double()}, {"parameters": [0, 0, 1, 2, "auto"]},
+     {"parameters": [1, 0, 1, 2, "winograd"]}, {"parameters": [1, 0, 1, 2, "fft"]},
+     {"input": X.int(), "weight": W.int()}],
+    ids=["channels", "bias", "dtype", "stride", "refused", "unknown", "integers"],
+)  # fmt: skip
+def test_same_errors_as_the_operator(arguments):
+    if "parameters" in arguments and "winograd" in arguments["parameters"]:
+        arguments = {"weight": torch.randn(6, 2, 2, 2), **arguments}
+    call = {"input": X, "weight": W, "bias": None, "parameters": PARAMETERS, **arguments}
+    listed = [[value] * 2 if isinstance(value, int) else value for value in call["parameters"][:3]]
+    with pytest.raises(Exception) as expected:
+        torch.ops.convlab.convolution(call["input"], call["weight"], call["bias"], *listed, *call["parameters"][3:])
+    with pytest.raises(type(expected.value)) as actual:
+        short_way(**call)
+    assert str(actual.value).splitlines()[0] == str(expected.value).splitlines()[0]
+
+
+def test_functions_take_it(monkeypatch):
+    """What the tests above show of the functions of _C holds for what users call."""
+    results = []
+
+    class Spy:
+        def __getattr__(self, name):
+            def call(*arguments):
+                results.append((name, getattr(_C, name)(*arguments) is not NotImplemented))
+                return getattr(_C, name)(*arguments)
+
+            return call
+
+    for module in ("torch_convlab.functional.convolution", "torch_convlab.autograd.convolution"):
+        monkeypatch.setattr(sys.modules[module], "_C", Spy())
+    F.conv2d(X, W, B, groups=2)
+    assert results == [("convolution", True)]
+    results.clear()
+    weight = W.clone().requires_grad_()
+    F.conv2d(X, weight, B, groups=2).sum().backward()
+    assert ("convolution", True) in results and results[-1] == ("convolution_backward_weight", True)
+
+
+@contextlib.contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_releases_the_interpreter():
+    """Other Python threads run while a convolution computes."""
+    import threading
+    import time
+
+    x, w = torch.randn(4, 64, 96, 96), torch.randn(64, 64, 5, 5)
+    with _threads(1):
+        F.conv2d(x, w)
+        ticks, stop = [], threading.Event()
+
+        def tick():
+            while not stop.is_set():
+                ticks.append(time.perf_counter())
+                time.sleep(0.001)
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        begin = time.perf_counter()
+        F.conv2d(x, w)
+        end = time.perf_counter()
+        stop.set()
+        thread.join()
+    assert sum(begin < moment < end for moment in ticks) > 3, "the lock was held for the whole call"
