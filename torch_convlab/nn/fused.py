@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from .. import functional
 
-_convolution_fused = torch.ops.convlab.convolution_fused.default
-
 
 class ConvAddReLU(nn.Module):
     """``relu(conv(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
@@ -41,14 +39,12 @@ class ConvAddReLU(nn.Module):
         packed = None
         if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             packed = self._packed_weight(input)
-        parameters = self.stride, self.padding, self.dilation, self.groups
-        if packed is None:
-            return functional.conv_fused(
-                input, self.weight, self.bias, residual, self.relu, *parameters, algorithm=self.algorithm
-            )
-        # There is nothing to differentiate, to cast or to expand.
+        # Past Module.__getattr__, which costs more than anything else here.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        return _convolution_fused(input, weight, bias, residual, packed, self.relu, *parameters, self.algorithm)
+        return functional.conv_fused(
+            input, weight, bias, residual, self.relu, self.stride, self.padding, self.dilation, self.groups,
+            algorithm=self.algorithm, packed=packed,
+        )  # fmt: skip
 
     def _packed_weight(self, input: Tensor) -> Tensor | None:
         """The weight as the kernel for such an input reads it; None where it is not known to stay as it is."""
