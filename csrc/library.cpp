@@ -46,6 +46,12 @@ TORCH_LIBRARY(convlab, m) {
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
       "Tensor variance, Tensor? residual, bool relu, bool train, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
       tags);
+  // Gradients of grad_output, input and weight; v, v_weight, ... are those of the results of batch_norm_backward.
+  m.def(
+      "batch_norm_double_backward(Tensor v, Tensor? v_weight, Tensor? v_bias, Tensor? v_residual, Tensor grad_output, "
+      "Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, bool relu, "
+      "float eps) -> (Tensor, Tensor, Tensor)",
+      tags);
   m.def(
       "group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt num_groups, float eps) "
       "-> (Tensor, Tensor, Tensor)",
@@ -112,6 +118,7 @@ TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("batch_norm_train", convlab::batch_norm_train);
   m.impl("batch_norm_eval", convlab::batch_norm_eval);
   m.impl("batch_norm_backward", convlab::batch_norm_backward);
+  m.impl("batch_norm_double_backward", convlab::batch_norm_double_backward);
   m.impl("group_norm", convlab::group_norm);
   m.impl("group_norm_backward", convlab::group_norm_backward);
   m.impl("layer_norm", convlab::layer_norm);
@@ -138,6 +145,7 @@ TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("batch_norm_train", convlab::batch_norm_train_meta);
   m.impl("batch_norm_eval", convlab::batch_norm_eval_meta);
   m.impl("batch_norm_backward", convlab::batch_norm_backward_meta);
+  m.impl("batch_norm_double_backward", convlab::batch_norm_double_backward_meta);
   m.impl("group_norm", convlab::group_norm_meta);
   m.impl("group_norm_backward", convlab::group_norm_backward_meta);
   m.impl("layer_norm", convlab::layer_norm_meta);

@@ -92,32 +92,6 @@ def test_higher_derivatives_and_torch_func(function, reference):
     torch.testing.assert_close(*eager)
 
 
-@pytest.mark.parametrize("format", ["channels_first", "channels_last"])
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("name", BATCH_NORMS)
-def test_second_derivatives_that_are_the_last(name, affine, format):
-    """Gradients of gradients without a graph of their own take another way; it agrees with torch's in float64."""
-    function, reference = BATCH_NORMS[name]
-    x, r = normal(4, 5, 6, 7), normal(4, 5, 6, 7, seed=5)
-    parameters = [normal(5, seed=6), normal(5, seed=7)] if affine else []
-    results = []
-    for call, dtype in ((function, torch.float64), (reference, torch.float64), (function, torch.float32)):
-        leaves = [channels_last(t) if format == "channels_last" and t.dim() == 4 else t for t in (x, r, *parameters)]
-        leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
-        affine_leaves = leaves[2:] if affine else [None, None]
-        output = call(leaves[0], leaves[1], None, None, *affine_leaves, True)
-        grad = normal(4, 5, 6, 7, seed=8).to(dtype).requires_grad_()
-        used = [leaf for index, leaf in enumerate(leaves) if index != 1 or "add" in name]
-        first = torch.autograd.grad(output, used, grad, create_graph=True)
-        along = [normal(*g.shape, seed=9 + index).to(dtype) for index, g in enumerate(first)]
-        second = torch.autograd.grad(first, [*used, grad], along, allow_unused=True)
-        results.append([torch.zeros((), dtype=torch.float64) if s is None else s.double() for s in second])
-    for mine, exact, single in zip(*results):
-        mine, exact, single = torch.broadcast_tensors(mine, exact, single)  # some give zeros, some nothing
-        torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(single, exact, rtol=0, atol=1e-4 * max(1, exact.abs().max().item()))
-
-
 def opcheck_cases():
     x, w = sample((2, 4, 3, 3), torch.float32).requires_grad_(), normal(4, dtype=torch.float32).requires_grad_()
     mean, variance, g = torch.zeros(4), torch.ones(4), normal(2, 4, 3, 3, dtype=torch.float32)
@@ -130,6 +104,8 @@ def opcheck_cases():
     backward = OPS.batch_norm_backward
     yield "batch_norm_backward", backward, (g, x, w, w, mean, variance, x, True, True, eps)
     yield "batch_norm_backward plain", backward, (g, last, None, None, mean, variance, None, False, False, eps)
+    rest = (g, last.detach(), w.detach(), None, mean, variance, x.detach(), True, eps)
+    yield "batch_norm_double_backward", OPS.batch_norm_double_backward, (g, mean, None, g, *rest)
     yield "group_norm", OPS.group_norm, (x, w, w, 2, eps)
     yield "group_norm_backward", OPS.group_norm_backward, (g, last, w, w, means, variances, 2, eps)
     means, variances = torch.zeros(6, 1), torch.ones(6, 1)

@@ -1,6 +1,7 @@
 // The table of normalization kernels of one instruction set.
 #pragma once
 #include "norm_columns.h"
+#include "norm_double.h"
 #include "norm_rows.h"
 #include "norm_runs.h"
 
@@ -22,7 +23,7 @@ NormPlan<T> norm_backward(const NormArguments<T>& a) {
 
 template <class T>
 NormKernelTable<T> norm_kernels() {
-  return {norm_forward<T>, norm_backward<T>};
+  return {norm_forward<T>, norm_backward<T>, NormDouble<T>::plan};
 }
 
 }  // namespace convlab::cpu::CONVLAB_ISA

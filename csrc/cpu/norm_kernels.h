@@ -1,4 +1,4 @@
-// The interface between ops/normalization.cpp and the normalization kernels of the CPU. No torch.
+// The interface between ops/normalization_run.cpp and the normalization kernels of the CPU. No torch.
 //
 // Batch, group, instance and layer normalization are one computation: elements are cut into groups, each group is
 // shifted by its mean and divided by its deviation, and every channel is scaled and shifted by its own weight and
@@ -45,7 +45,14 @@ struct NormArguments {
   A* variance = nullptr;           // samples x groups, biased
   A* grad_weight = nullptr;        // one per channel; may be null
   A* grad_bias = nullptr;          // one per channel; may be null
-  void* shared = nullptr;          // NormPlan::shared_bytes
+
+  // Double backward of batch norm: directions of the gradients of input, residual, weight and bias (null: none), and
+  // the gradient of grad_output. `output` and `grad_weight` are the gradients of input and weight.
+  const T *v = nullptr, *v_residual = nullptr;
+  const A *v_weight = nullptr, *v_bias = nullptr;
+  T* grad_grad_output = nullptr;
+
+  void* shared = nullptr;  // NormPlan::shared_bytes
 
   int64_t channels() const { return groups * channels_per_group; }
   int64_t rows() const { return repeats * pixels; }  // of one sample, in channels_last order
@@ -76,6 +83,7 @@ template <class T>
 struct NormKernelTable {
   NormPlan<T> (*forward)(const NormArguments<T>&) = nullptr;  // writes mean and variance if `statistics`
   NormPlan<T> (*backward)(const NormArguments<T>&) = nullptr;
+  NormPlan<T> (*double_backward)(const NormArguments<T>&) = nullptr;  // of batch norm in training
 };
 
 }  // namespace convlab::cpu

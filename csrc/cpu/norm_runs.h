@@ -1,10 +1,11 @@
 // Normalization of channels_first tensors: a group is a few contiguous runs of pixels.
 //
 // Idea: one group after another, so that the second pass, which normalizes or writes the gradient, finds the group in
-// cache. In a batch norm the group is one channel in all samples.
-// Under ReLU and residual the first backward pass writes the residual's gradient, which is all the second needs of
+// cache. In a batch norm the group is one channel in all samples. While it computes, the second pass fetches the next
+// group, so that memory is read and written at the same time.
+// Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write, with
+// ReLU and residual three and two: the first pass writes the residual's gradient, which is all the second needs of
 // gradient, residual and mask.
-// Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write.
 // Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
 #pragma once
 #include "moments.h"
@@ -31,6 +32,17 @@ struct NormRuns {
   }
 
  private:
+  // Whether the next group is worth fetching: it is in memory rather than in the last level cache, and two groups of
+  // `operands` tensors fit the L2 cache.
+  static constexpr int64_t kMemoryBytes = int64_t{8} << 20, kCacheBytes = 900 << 10;
+  static bool fetches_next(const Arguments& a, int64_t operands) {
+    constexpr int64_t size = sizeof(T);
+    return a.statistics && a.elements() * size > kMemoryBytes &&
+           2 * operands * a.group_elements() * size <= kCacheBytes;
+  }
+  // From a run of a group to that of the next group.
+  static int64_t next_group(const Arguments& a) { return a.channels_per_group * a.pixels; }
+
   // Sums over the pixels of one channel of one sample: of the gradient, and of gradient times (x - mean).
   struct ChannelSums {
     double grad, grad_deviation;
@@ -51,15 +63,19 @@ struct NormRuns {
   static int64_t repeat_stride(const Arguments& a) { return a.channels() * a.pixels; }
 
   static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
+    const bool fetches = a.output && fetches_next(a, a.residual ? 2 : 1);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
       with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
         for (int64_t group = begin; group < end; ++group)
-          forward_group<relu.value, residual.value, stream.value>(a, group);
+          if (fetches && group + 1 < end)
+            forward_group<relu.value, residual.value, stream.value, true>(a, group);
+          else
+            forward_group<relu.value, residual.value, stream.value, false>(a, group);
       });
     });
   }
 
-  template <bool Relu, bool Residual, bool Streams>
+  template <bool Relu, bool Residual, bool Streams, bool Fetches>
   static void forward_group(const Arguments& a, int64_t group) {
     const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
     if (a.statistics) {
@@ -70,15 +86,19 @@ struct NormRuns {
     }
     for (int64_t c = first; a.output && c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
-        normalize<Relu, Residual, Streams>(a, channel(a, group, c), offset(a, sample, c) + repeat * repeat_stride(a));
+        normalize<Relu, Residual, Streams, Fetches>(a, channel(a, group, c),
+                                                    offset(a, sample, c) + repeat * repeat_stride(a));
   }
 
-  template <bool Relu, bool Residual, bool Streams>
+  template <bool Relu, bool Residual, bool Streams, bool Fetches>
   static void normalize(const Arguments& a, Channel channel, int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const T *x = a.input + at, *residual = Residual ? a.residual + at : nullptr;
     T* output = a.output + at;
+    const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
+      if (Fetches) prefetch(x + i + ahead);
+      if (Fetches && Residual) prefetch(residual + i + ahead);
       vec<A> y = normalized(load(x + i, part), mean, scale, shift);
       if (Residual) y += load(residual + i, part);
       store_output<Streams>(output + i, Relu ? relu(y) : y, part);
@@ -86,14 +106,19 @@ struct NormRuns {
   }
 
   static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
+    const bool fetches = fetches_next(a, a.relu && a.residual ? 3 : 2);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
       with_mask(a, [&](auto mask) {
-        for (int64_t group = begin; group < end; ++group) backward_group<mask.value, stream.value>(a, group);
+        for (int64_t group = begin; group < end; ++group)
+          if (fetches && group + 1 < end)
+            backward_group<mask.value, stream.value, true>(a, group);
+          else
+            backward_group<mask.value, stream.value, false>(a, group);
       });
     });
   }
 
-  template <Mask M, bool Streams>
+  template <Mask M, bool Streams, bool Fetches>
   static void backward_group(const Arguments& a, int64_t group) {
     const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
     ChannelSums* sums = static_cast<ChannelSums*>(a.shared) + sample * a.channels();
@@ -109,9 +134,9 @@ struct NormRuns {
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat) {
         const int64_t at = offset(a, sample, c) + repeat * repeat_stride(a);
         if (M == Mask::relu_of_sum && a.grad_residual)
-          write_gradient<Mask::none, Streams>(a, a.grad_residual, channel(a, group, c), through, at);
+          write_gradient<Mask::none, Streams, Fetches>(a, a.grad_residual, channel(a, group, c), through, at);
         else
-          write_gradient<M, Streams>(a, a.grad_output, channel(a, group, c), through, at);
+          write_gradient<M, Streams, Fetches>(a, a.grad_output, channel(a, group, c), through, at);
       }
   }
 
@@ -145,7 +170,7 @@ struct NormRuns {
     return total;
   }
 
-  template <Mask M, bool Streams>
+  template <Mask M, bool Streams, bool Fetches>
   static void write_gradient(const Arguments& a, const T* gradients, Channel channel, GroupGradient<A> through,
                              int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
@@ -154,7 +179,13 @@ struct NormRuns {
     const T *input = a.input + at, *grads = gradients + at;
     const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
     T* output = a.output + at;
+    const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
+      if (Fetches) {
+        prefetch(input + i + ahead);
+        prefetch(a.grad_output + at + i + ahead);
+        if (a.residual) prefetch(a.residual + at + i + ahead);
+      }
       const vec<A> x = load(input + i, part);
       const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
       const vec<A> deviation = varies ? x - mean : vec<A>{};

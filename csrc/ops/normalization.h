@@ -34,6 +34,20 @@ NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::
                                        const at::Tensor& variance, const OptionalTensor& residual, bool relu,
                                        bool train, double eps);
 
+// Gradients of grad_output, input and weight of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, d(residual)>, in
+// training; on the CPU alone.
+NormResult batch_norm_double_backward(const at::Tensor& v, const OptionalTensor& v_weight, const OptionalTensor& v_bias,
+                                      const OptionalTensor& v_residual, const at::Tensor& grad_output,
+                                      const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const at::Tensor& mean, const at::Tensor& variance,
+                                      const OptionalTensor& residual, bool relu, double eps);
+NormResult batch_norm_double_backward_meta(const at::Tensor& v, const OptionalTensor& v_weight,
+                                           const OptionalTensor& v_bias, const OptionalTensor& v_residual,
+                                           const at::Tensor& grad_output, const at::Tensor& input,
+                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                           const at::Tensor& mean, const at::Tensor& variance,
+                                           const OptionalTensor& residual, bool relu, double eps);
+
 NormResult group_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       int64_t num_groups, double eps);
 NormResult group_norm_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -7,7 +7,7 @@ averages and carry no gradient. The formulas are in `_normalization_formulas`.
 from __future__ import annotations
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from ._entry import _functorch_active, add, entry, kernel, vmap_by_loop
 from ._normalization_formulas import Normalization, View, computing
@@ -129,48 +129,16 @@ class BatchNormEval(Function):
         return vmap_by_loop(batch_norm_eval)(info, in_dims, *arguments)
 
 
-def _in_two_sweeps(input) -> bool:
-    """Whether `_double_backward` applies: nothing more is to be derived, and its partial results are not rounded."""
-    wide = input.dtype in (torch.float32, torch.float64) and input.numel() > 0
-    return wide and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _functorch_active()
-
-
-def _double_backward(ctx, grad, v, v_weight, v_bias):
-    """`Normalization.double_backward` from the kernels of the first: sums, then one line per channel for each result.
-
-    Both results are linear in dy, v and n with coefficients per channel, made of the means of dy, v, dy*n, v*n, dy*v.
-    """
-    input, weight, bias, mean, variance = ctx.saved_tensors[1:6]
-    zero, one, count = torch.zeros_like(mean), torch.ones_like(mean), input.numel() // input.shape[1]
-
-    def means(gradient, values, mean, variance, eps):
-        """Of gradient * n(values), and of the gradient."""
-        sums = _batch_norm_backward(gradient, values, one, zero, mean, variance, None, False, False, eps)
-        return sums[1].double() / count, sums[2].double() / count
-
-    def line(values, slope, rest):
-        return _batch_norm_eval(values, slope.to(mean.dtype), zero, zero, one, rest, False, 0.0)
-
-    vn, v_mean = means(v, input, mean, variance, ctx.eps)
-    gn, g_mean = means(grad, input, mean, variance, ctx.eps)
-    gv, _ = means(grad, v, zero, one, 0.0)
-    r = torch.rsqrt(variance.double() + ctx.eps)
-    scale = r if weight is None else r * weight.double()
-    along_weight = 0 if weight is None or v_weight is None else v_weight.double()
-    along_bias = 0 if bias is None or v_bias is None else v_bias.double()
-    through_g, through_v = r * (along_weight - scale * vn), -r * scale * gn
-    covariance = gv - v_mean * g_mean - vn * gn
-
-    def constant(slope, offset):
-        return _batch_norm_eval(
-            input, slope.to(mean.dtype), offset.to(mean.dtype), mean, variance, None, False, ctx.eps
-        )
-
-    grad_grad = line(v, scale, constant(along_weight - scale * vn, along_bias - scale * v_mean))
-    rest = constant(-through_g * gn - through_v * vn - r * scale * covariance, -through_g * g_mean - through_v * v_mean)
-    grad_input = line(grad, through_g, line(v, through_v, rest))
-    grad_weight = None if weight is None else (count * r * covariance).to(weight.dtype)
-    return grad_grad, grad_input, grad_weight
+def _is_last(v, input) -> bool:
+    """Whether the second derivative is the last one, and so a kernel's: it is not differentiable in turn."""
+    return (
+        v is not None
+        and input.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and not _functorch_active()
+    )
 
 
 class BatchNormBackward(Function):
@@ -178,7 +146,8 @@ class BatchNormBackward(Function):
 
     Gradients of absent arguments, and that of the residual without ReLU (it is ``dy``), are tensors of no elements.
     Mean and variance are those of the input if ``train``, so derivatives go through the input alone. Double backward
-    and forward mode: see `Normalization`; the ReLU's mask is a constant factor of dy.
+    and forward mode: see `Normalization`; the ReLU's mask is a constant factor of dy. Where it is the last derivative,
+    double backward in training is two passes of a kernel (csrc/cpu/norm_double.h).
     """
 
     @staticmethod
@@ -203,13 +172,13 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def backward(ctx, v, v_weight, v_bias, v_residual):
-        grad_output, input, weight, bias, *_, residual = ctx.saved_tensors
-        if ctx.train and v is not None and _in_two_sweeps(input):
-            mask = _positive(ctx, *ctx.saved_tensors[1:])
-            grad_grad, grad_input, grad_weight = _double_backward(ctx, _masked(grad_output, mask), v, v_weight, v_bias)
-            if ctx.relu and residual is not None:
-                grad_grad = add(grad_grad, v_residual)
-            return _masked(grad_grad, mask), grad_input, None if weight is None else grad_weight, *(None,) * 7
+        grad_output, input, weight, bias, *_, residual = saved = ctx.saved_tensors
+        if ctx.train and _is_last(v, input):
+            along = v, v_weight if weight is not None else None, v_bias if bias is not None else None, v_residual
+            if not ctx.relu or residual is None:
+                along = *along[:3], None
+            grad_grad, grad_input, grad_weight = _batch_norm_double_backward(*along, *saved, ctx.relu, ctx.eps)
+            return grad_grad, grad_input, None if weight is None else grad_weight, *(None,) * 7
         view, mask, norm, grad = BatchNormBackward._parts(ctx)
         grad_grad, grad_input, grad_weight = norm.double_backward(
             grad,
@@ -249,6 +218,7 @@ class BatchNormBackward(Function):
 _batch_norm_train = kernel("batch_norm_train")
 _batch_norm_eval = kernel("batch_norm_eval")
 _batch_norm_backward = kernel("batch_norm_backward")
+_batch_norm_double_backward = kernel("batch_norm_double_backward")
 
 batch_norm_train = entry(BatchNormTrain, "batch_norm_train")
 batch_norm_eval = entry(BatchNormEval, "batch_norm_eval")

@@ -1,0 +1,129 @@
+// Batch norm: one group of all samples and pixels for every channel.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "normalization_run.h"
+
+namespace convlab {
+
+using at::Tensor;
+using c10::SymInt;
+using c10::SymIntArrayRef;
+
+namespace {
+
+NormProblem batch_norm_problem(const Tensor& input, bool relu, bool statistics, double eps) {
+  NormProblem problem;
+  problem.repeats = input.size(0);
+  problem.groups = input.size(1);
+  problem.pixels = pixels_of(input);
+  problem.layout = problem.pixels == 1 ? Layout::channels_last : layout_of(with_height(input));
+  problem.relu = relu;
+  problem.statistics = statistics;
+  problem.eps = eps;
+  return problem;
+}
+
+}  // namespace
+
+NormResult batch_norm_train_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& residual, bool, double) {
+  check_batch_norm_train(input, weight, bias, residual);
+  const SymInt size[] = {input.sym_size(1)};
+  return {empty_like_input(input), empty_statistics(input, size), empty_statistics(input, size)};
+}
+
+NormResult batch_norm_train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, bool relu, double eps) {
+  const NormResult result = batch_norm_train_meta(input, weight, bias, residual, relu, eps);
+  NormTensors tensors = forward_tensors(input, weight, bias, residual);
+  std::tie(tensors.output, tensors.mean, tensors.variance) = result;
+  run_normalization(batch_norm_problem(input, relu, true, eps), tensors, NormPass::forward);
+  return result;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_statistics_meta(const Tensor& input) {
+  check_batch_norm(input, std::nullopt, std::nullopt, std::nullopt);
+  const SymInt size[] = {input.sym_size(1)};
+  return {empty_statistics(input, size), empty_statistics(input, size)};
+}
+
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
+  const auto result = batch_norm_statistics_meta(input);
+  NormTensors tensors;
+  tensors.input = input;
+  std::tie(tensors.mean, tensors.variance) = result;
+  run_normalization(batch_norm_problem(input, false, true, 0), tensors, NormPass::forward);
+  return result;
+}
+
+Tensor batch_norm_eval_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, bool, double) {
+  check_batch_norm_eval(input, weight, bias, mean, variance, residual);
+  return empty_like_input(input);
+}
+
+Tensor batch_norm_eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                       const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, bool relu,
+                       double eps) {
+  NormTensors tensors = forward_tensors(input, weight, bias, residual);
+  tensors.output = batch_norm_eval_meta(input, weight, bias, mean, variance, residual, relu, eps);
+  tensors.mean = accumulated(mean, input);
+  tensors.variance = accumulated(variance, input);
+  run_normalization(batch_norm_problem(input, relu, false, eps), tensors, NormPass::forward);
+  return tensors.output;
+}
+
+NormGradients batch_norm_backward_meta(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+                                       const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
+                                       const OptionalTensor& residual, bool relu, bool, double) {
+  check_batch_norm(input, weight, bias, residual);
+  check_backward(grad_output, input, mean, variance, input.sym_size(1));
+  return empty_gradients(input, empty_like_input(input), weight, bias, relu ? residual : std::nullopt);
+}
+
+NormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+                                  const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
+                                  const OptionalTensor& residual, bool relu, bool train, double eps) {
+  const auto gradients =
+      batch_norm_backward_meta(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps);
+  run_normalization(batch_norm_problem(input, relu, train, eps),
+                    backward_tensors(grad_output, input, weight, bias, mean, variance, residual, gradients),
+                    NormPass::backward);
+  return gradients;
+}
+
+// ---- Double backward.
+
+NormResult batch_norm_double_backward_meta(const Tensor& v, const OptionalTensor& v_weight,
+                                           const OptionalTensor& v_bias, const OptionalTensor& v_residual,
+                                           const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+                                           const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
+                                           const OptionalTensor& residual, bool, double) {
+  check_batch_norm(input, weight, bias, residual);
+  check_backward(grad_output, input, mean, variance, input.sym_size(1));
+  check_twin("v", v, input);
+  check_vector("v_weight", v_weight, input, input.sym_size(1));
+  check_vector("v_bias", v_bias, input, input.sym_size(1));
+  if (given(v_residual)) check_twin("v_residual", *v_residual, input);
+  return {empty_like_input(input), empty_like_input(input), empty_gradient(weight, input)};
+}
+
+NormResult batch_norm_double_backward(const Tensor& v, const OptionalTensor& v_weight, const OptionalTensor& v_bias,
+                                      const OptionalTensor& v_residual, const Tensor& grad_output, const Tensor& input,
+                                      const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& mean,
+                                      const Tensor& variance, const OptionalTensor& residual, bool relu, double eps) {
+  const NormResult result = batch_norm_double_backward_meta(v, v_weight, v_bias, v_residual, grad_output, input, weight,
+                                                            bias, mean, variance, residual, relu, eps);
+  NormTensors tensors = backward_tensors(grad_output, input, weight, bias, mean, variance, residual,
+                                         {std::get<1>(result), std::get<2>(result), Tensor(), Tensor()});
+  tensors.grad_grad_output = std::get<0>(result);
+  tensors.v = v;
+  tensors.v_weight = accumulated(v_weight, input);
+  tensors.v_bias = accumulated(v_bias, input);
+  if (given(v_residual)) tensors.v_residual = *v_residual;
+  run_normalization(batch_norm_problem(input, relu, true, eps), tensors, NormPass::double_backward);
+  return result;
+}
+
+}  // namespace convlab
