@@ -17,6 +17,7 @@ import algorithms
 import conv
 import families
 import measure
+import memory
 import model
 import norm
 import overhead
@@ -35,8 +36,8 @@ ALL = (
     "overhead --threads 1",
 )
 VERBS = {
-    "algorithms": algorithms, "conv": conv, "families": families, "model": model, "norm": norm, "overhead": overhead,
-    "pool": pool,
+    "algorithms": algorithms, "conv": conv, "families": families, "memory": memory, "model": model, "norm": norm,
+    "overhead": overhead, "pool": pool,
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

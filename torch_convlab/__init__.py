@@ -29,6 +29,7 @@ from .choice import explain_convolution  # noqa: E402
 from .conversion import conversion_report  # noqa: E402
 from .convert import convert, revert  # noqa: E402
 from .fuse import fuse, fusion_report  # noqa: E402
+from .recompute import recompute_batch_norm  # noqa: E402
 
 __all__ = [
     "algorithms",
@@ -43,5 +44,6 @@ __all__ = [
     "models",
     "nn",
     "override",
+    "recompute_batch_norm",
     "revert",
 ]

@@ -165,10 +165,10 @@ def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node
     return ""
 
 
-def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain]) -> fx.GraphModule:
+def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain], kind=fx.GraphModule) -> fx.GraphModule:
     """A module that computes the chains as single layers, sharing the other layers and all Parameters with `model`."""
     own = {id(module) for module in model.modules()}
-    fused = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    fused = kind(model, graph, class_name=type(model).__name__)
     for chain in chains:
         head, last = chain.nodes[0], chain.nodes[-1]
         fused.set_submodule(head.target, _replacement(model.get_submodule(head.target), chain))

@@ -16,11 +16,12 @@ from . import _epilogues, _fold
 from ._epilogues import Epilogue
 from ._fold import Fusion
 from ._graph import trace
+from .recompute import RecomputingGraphModule
 
 _RECORD = "_convlab_fusions"
 
 
-def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.Module:
+def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, recompute: bool = False) -> nn.Module:
     """The model with its layers fused, for inference in eval mode, for training in training mode.
 
     In eval mode, batch norm becomes part of the convolution or linear layer whose output it alone reads, in place: the
@@ -46,6 +47,8 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         example_inputs: what to call the model with (a tuple of arguments, or the one tensor), to check that outputs,
             and in training mode gradients, stay the same. Without them a linear layer before a batch norm is taken to
             read ``N x D``, and an addition to be one of equal sizes (a fused layer raises if it is not).
+        recompute: for training: the result keeps no outputs of batch norms for backward, but computes them again
+            (`recompute_batch_norm`). Less memory, some more time, the same bits.
 
     Returns:
         A `torch.fx.GraphModule` that shares Parameters, buffers and the layers that are not fused with `model`, under
@@ -53,8 +56,16 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
 
     Raises:
         RuntimeError: outputs or gradients on `example_inputs` changed beyond rounding (`model` is then as it was).
+        ValueError: `recompute` for a model in eval mode, or for one that cannot be traced.
     """
+    if recompute and not model.training:
+        raise ValueError("recompute=True is for training, but the model is in eval mode")
     graph = _graph(model)
+    if recompute and graph is None:
+        raise ValueError(
+            f"recompute=True needs a model with batch norms that can be traced, which this {type(model).__name__} is "
+            "not: call it inside torch_convlab.recompute_batch_norm()"
+        )
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     before = [] if example_inputs is None else _results(model, arguments)
     undo, fusions = [], [] if model.training else _fold.plan(model, graph)
@@ -68,8 +79,9 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         if example_inputs is not None:
             _propagate(model, graph, arguments)
         chains = [chain for chain in _epilogues.find(model, graph) if not chain.reason]
-        if chains:
-            fused = _epilogues.apply(model, graph, chains)
+        if chains or recompute:
+            kind = RecomputingGraphModule if recompute else fx.GraphModule
+            fused = _epilogues.apply(model, graph, chains, kind)
     if example_inputs is not None:
         difference = _difference(before, _results(fused, arguments))
         if difference:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd as ops
+from ..recompute import note
 
 
 def batch_norm(
@@ -184,6 +185,7 @@ def _batch_norm(input, residual, running_mean, running_var, weight, bias, traini
             raise RuntimeError("running_mean must be defined in evaluation mode")
         return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, relu, float(eps))
     output, mean, variance = ops.batch_norm_train(input, weight, bias, residual, relu, float(eps))
+    note(output, input, weight, bias, mean, variance, residual, relu, float(eps))
     if running_mean is not None and input.numel() > 0:
         update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
     return output
