@@ -111,25 +111,39 @@ double winograd_cost(const ConvProblem& problem) {
   // Backward weight reads and writes its sums once per round of 128 tiles.
   const double rounds = problem.pass == Pass::backward_weight ? 1 + std::ceil(tiles / 128) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
-  return points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
+  // The products of groups of one vector are too small to be fast.
+  const double narrow = g.groups > 1 && k <= 16 && problem.pass != Pass::backward_weight ? 2.5 : 1;
+  return narrow * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
 }
 
-// Few written channels per group leave lanes idle or make the gather count. Where the CPU multiplies pairs of bfloat16,
-// it does so twice as fast; every other algorithm computes in float32.
+// Few written channels per group leave lanes idle or make the gather count; forward and backward input have kernels
+// whose lanes are read channels or neighbouring pixels instead. Where the CPU multiplies pairs of bfloat16, a matrix
+// product does so twice as fast; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double per_gathered = 8, per_packed = 16;
-  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
+  constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
+  constexpr int64_t few = 8, lanes = 16;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
-  return static_cast<double>(g.multiply_adds()) * (pairs ? 0.5 : 1) *
-             (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) +
-         per_packed * static_cast<double>(g.weight_elements());
+  const int64_t read = read_channels(problem);
+  const double multiply_adds = static_cast<double>(g.multiply_adds());
+  const double packing = per_packed * static_cast<double>(g.weight_elements());
+  if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
+    if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
+    if (written <= lanes && g.taps() > 1)
+      return multiply_adds * (planes + per_plane_read / static_cast<double>(written) +
+                              per_plane_written / static_cast<double>(read)) +
+             packing;
+  }
+  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
+  return multiply_adds * (pairs ? 0.5 : 1) * (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) +
+         packing;
 }
 
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
 double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
-  constexpr double windows = 1.7, strided_windows = 2.7;
+  constexpr double windows = 3, strided_windows = 7, weights = 1.7;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
@@ -138,8 +152,8 @@ double direct_cost(const ConvProblem& problem) {
   const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
   const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
-  return static_cast<double>(g.multiply_adds()) * (strided ? strided_windows : windows) * idle /
-         std::max(used, 1.0 / lanes);
+  const double each = problem.pass == Pass::backward_weight ? weights : strided ? strided_windows : windows;
+  return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes);
 }
 
 // Weights come from memory once and are not copied.

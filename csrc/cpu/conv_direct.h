@@ -214,7 +214,7 @@ struct Direct {
 };
 
 // Channels first, depthwise convolution is the direct one with a channel per group; with too few channels to fill a
-// vector, lanes are pixels instead.
+// vector, lanes are pixels of zero-padded planes instead.
 template <class T>
 struct Depthwise {
   template <class Body>
@@ -222,7 +222,8 @@ struct Depthwise {
     const bool weight = arguments.pass == Pass::backward_weight;
     if (arguments.layout == Layout::channels_last)
       return weight ? body(DepthwiseWeightChannelsLast<T>(arguments)) : body(DepthwiseChannelsLast<T>(arguments));
-    if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2) return body(DepthwisePlanes<T>(arguments));
+    if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2)
+      return weight ? body(DepthwiseWeightPlanes<T>(arguments)) : body(GemmPlanes<T>(arguments));
     return Direct<T>::with(arguments, body);
   }
 };

@@ -6,6 +6,9 @@
 #pragma once
 #include "conv_gemm_channels_first.h"
 #include "conv_gemm_channels_last.h"
+#include "conv_gemm_dots.h"
+#include "conv_gemm_patches.h"
+#include "conv_gemm_planes.h"
 #include "conv_gemm_weight.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -15,6 +18,9 @@ struct ImplicitGemm {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     if (arguments.pass == Pass::backward_weight) return body(GemmWeight<T>(arguments));
+    if (GemmPatches<T>::suits(arguments)) return body(GemmPatches<T>(arguments));
+    if (GemmDots<T>::suits(arguments)) return body(GemmDots<T>(arguments));
+    if (GemmPlanes<T>::suits(arguments)) return body(GemmPlanes<T>(arguments));
     if (arguments.layout == Layout::channels_last) return body(GemmChannelsLast<T>(arguments));
     return body(GemmChannelsFirst<T>(arguments));
   }

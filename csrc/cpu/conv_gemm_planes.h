@@ -1,0 +1,278 @@
+// implicit_gemm with few channels, whose patches would cost much to gather or leave lanes idle: forward and backward
+// input.
+//
+// Idea: with few written channels every gathered element meets few multiply-adds, and with few read channels a patch
+// is little more than copies of the same pixels. Here the planes of some read channels are copied once, padded
+// (conv_planes.h), and a tap is a shift of them: a tile is up to 4 written channels times some vectors of neighbouring
+// flat outputs, whose inputs are loaded, mostly unaligned, straight from the planes. Channels last, lines are
+// transposed into planes and back. Cost: multiply_adds() for the pixels and a few columns per line. Memory: packed
+// weights; per thread the planes of a block of channels and the outputs of a band, about kBandBytes. Limits: bands lose
+// at their borders what they read twice, so kernels should be small against the map; reads that meet one or two written
+// channels bound it by loads.
+#pragma once
+#include "conv_planes.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+template <class T>
+class GemmPlanes {
+ public:
+  using A = accumulate_t<T>;
+
+  // Whether gathering patches, or idle lanes, would cost more.
+  static bool suits(const ConvArguments<T>& arguments) {
+    const ConvGeometry& g = arguments.geometry;
+    const int64_t written = arguments.pass == Pass::forward ? g.out_channels_per_group() : g.in_channels_per_group();
+    const bool overlap = g.stride[0] < g.kernel[0] || g.stride[1] < g.kernel[1] || g.stride[2] < g.kernel[2];
+    if (arguments.pass == Pass::backward_weight || !overlap) return false;
+    if (is_reduced<operand_t<T>>) return written <= 8;  // a matrix product multiplies pairs, twice as fast
+    return written <= (arguments.layout == Layout::channels_last ? 16 : g.taps() >= 25 ? 64 : 32);
+  }
+
+  explicit GemmPlanes(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
+    const int64_t taps = t_.geometry.taps();
+    last_ = arguments.layout == Layout::channels_last;
+    block_ = std::clamp<int64_t>(kChain / taps, 1, t_.read_channels);
+    // A vector of channels is transposed at once.
+    together_ = last_ && block_ == t_.read_channels
+                    ? std::clamp<int64_t>(lanes<A> / t_.read_channels, 1, t_.geometry.groups)
+                    : 1;
+    group_blocks_ = divide_up(t_.geometry.groups, together_);
+    keeps_ = last_ || block_ < t_.read_channels;
+    kept_ = keeps_ ? together_ * t_.written_channels : kWritten;
+    written_blocks_ = divide_up(t_.written_channels, kWritten);
+    const int64_t others = t_.geometry.batch * group_blocks_ * t_.phase_count;
+    const Phase first = t_.phase(0);  // no other has more pixels
+    const int64_t parts = divide_up(enough_tasks(arguments.threads), others);
+    bands_ = Bands(first, [&](const Band& band) {
+      const int64_t bytes =
+          (together_ * block_ * band.size() + kept_ * band.length()) * static_cast<int64_t>(sizeof(A));
+      return bytes <= kBandBytes && first.pixels() >= band.phase.pixels() * parts;
+    });
+    for (int64_t index = 0; index < t_.phase_count; ++index) {
+      const Phase phase = t_.phase(index);
+      if (phase.pixels() == 0) continue;
+      const Band band(bands_.at(phase, 0));
+      planes_ = std::max(planes_, band.size());
+      outputs_ = std::max(outputs_, round_up(band.length(), lanes<A>) + kSlack);
+      line_ = std::max(line_, band.phase.axis[2].count);
+    }
+  }
+
+  ConvPlan plan() const {
+    const ConvGeometry& g = t_.geometry;
+    ConvPlan plan;
+    plan.packs_weight = true;
+    plan.prepare_tasks = g.groups * written_blocks_;
+    plan.run_tasks = t_.phase_count * g.batch * group_blocks_ * bands_.number(t_.phase(0));
+    plan.shared_bytes = g.groups * written_blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
+    Carver count(nullptr);
+    carve(count);
+    plan.scratch_bytes = count.used();
+    return plan;
+  }
+
+  // A block of written channels of a group, as [read channel][tap][written channel].
+  void prepare(void*, int64_t task) const {
+    const int64_t group = task / written_blocks_, first = task % written_blocks_ * kWritten;
+    const int64_t taps = t_.geometry.taps(), count = std::min<int64_t>(kWritten, t_.written_channels - first);
+    A* target = packed(group, task % written_blocks_);
+    std::fill(target, target + block_weights(), A(0));
+    for (int64_t read = 0; read < t_.read_channels; ++read, target += taps * kWritten)
+      for (int64_t w = 0; w < count; ++w) {
+        const T* from = arguments_.weight + t_.weight_offset(arguments_, group, read, first + w);
+        for (int64_t tap = 0; tap < taps; ++tap)
+          target[tap * kWritten + w] = to_accumulate(from[tap * arguments_.weight_stride_tap]);
+      }
+  }
+
+  // A band of one phase, image and block of groups.
+  void run(void* scratch, int64_t task) const {
+    const Phase phase = t_.phase(task % t_.phase_count);  // fastest: phases differ in work
+    task /= t_.phase_count;
+    const int64_t bands = bands_.number(t_.phase(0)), index = task % bands;
+    const int64_t group = task / bands % group_blocks_ * together_, n = task / bands / group_blocks_;
+    if (index >= bands_.number(phase)) return;
+    const int64_t groups = std::min(together_, t_.geometry.groups - group);
+    const Band band(bands_.at(phase, index));
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    int64_t taps = 0;
+    const AxisPhase* axis = phase.axis;
+    for (int64_t jz = 0; jz < axis[0].taps; ++jz)
+      for (int64_t jy = 0; jy < axis[1].taps; ++jy)
+        for (int64_t jx = 0; jx < axis[2].taps; ++jx)
+          s.taps[taps++] = {band.shift(jz, jy, jx),
+                            t_.tap_index(axis[0].tap(jz), axis[1].tap(jy), axis[2].tap(jx)) * kWritten};
+
+    Tile tile;
+    tile.taps = s.taps;
+    tile.count = taps;
+    tile.plane = band.size() + lanes<A>;
+    tile.weights_step = t_.geometry.taps() * kWritten;
+    tile.pitch = outputs_;
+    for (int64_t read = 0; read < t_.read_channels; read += block_) {
+      tile.reads = std::min(block_, t_.read_channels - read);
+      tile.accumulate = read > 0;
+      if (taps > 0) fill(band, n, group * t_.read_channels + read, groups * tile.reads, tile.plane, s.planes);
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t w = 0; w < t_.written_channels; w += kWritten) {
+          const int64_t count = std::min<int64_t>(kWritten, t_.written_channels - w);
+          const int64_t first = (group + g) * t_.written_channels + w;
+          tile.planes = s.planes + g * tile.reads * tile.plane;
+          tile.weights = packed(group + g, w / kWritten) + read * tile.weights_step;
+          tile.outputs = s.outputs + (keeps_ ? (g * t_.written_channels + w) * outputs_ : 0);
+          for (int64_t j = 0; j < count; ++j) tile.start[j] = t_.bias ? to_accumulate(t_.bias[first + j]) : A(0);
+          multiply(tile, count, band.length());
+          if (!last_ && read + block_ >= t_.read_channels) store_planes(band, n, first, count, tile.outputs);
+        }
+    }
+    if (last_) store_pixels(band, n, group * t_.written_channels, groups * t_.written_channels, s);
+  }
+
+ private:
+  static constexpr int kWritten = 4;                         // written channels of a tile
+  static constexpr int kSums = kTileRows * kTileVectors;     // registers of a tile
+  static constexpr int64_t kChain = 160;                     // terms of a chain of additions
+  static constexpr int64_t kBandBytes = int64_t{384} << 10;  // of planes and outputs
+  static constexpr int64_t kSlack = (kSums + 1) * lanes<A>;  // behind the planes: loads of the last tile
+
+  struct Tap {
+    int64_t shift, weight;  // of its plane; in the weights of a read channel
+  };
+  struct Scratch {
+    A* planes;   // [read channel][plane]
+    A* outputs;  // [written channel][flat output]
+    Tap* taps;
+    A* staged;  // [pixel of a line][written channel], channels last
+  };
+  // Some written channels of a band.
+  struct Tile {
+    const Tap* taps;
+    int64_t count, reads, plane;
+    const A* weights;  // [read channel][tap][written channel]
+    int64_t weights_step;
+    const A* planes;
+    A* outputs;
+    int64_t pitch;
+    A start[kWritten];
+    bool accumulate;
+  };
+
+  Scratch carve(Carver& carver) const {
+    return {carver.take<A>(together_ * block_ * (planes_ + lanes<A>)+kSlack), carver.take<A>(kept_ * outputs_),
+            carver.take<Tap>(t_.geometry.taps()), carver.take<A>(last_ ? line_ * round_up(kept_, lanes<A>) : 0)};
+  }
+  int64_t block_weights() const { return t_.read_channels * t_.geometry.taps() * kWritten; }
+  A* packed(int64_t group, int64_t block) const {
+    return static_cast<A*>(arguments_.shared) + (group * written_blocks_ + block) * block_weights();
+  }
+  static void multiply(const Tile& tile, int64_t written, int64_t length) {
+    switch (written) {
+      case 1:
+        return multiply_written<1>(tile, length);
+      case 2:
+        return multiply_written<2>(tile, length);
+      case 3:
+        return multiply_written<3>(tile, length);
+      default:
+        return multiply_written<4>(tile, length);
+    }
+  }
+  template <int Written>
+  static void multiply_written(const Tile& tile, int64_t length) {
+    constexpr int most = kSums / Written < 16 ? kSums / Written : 16, half = most / 2;
+    int64_t i = 0;
+    // A larger tile that computes a few outputs in vain takes no longer than several smaller ones.
+    for (; i + most * 2 / 3 * lanes<A> < length; i += most * lanes<A>) sum_taps<Written, most>(tile, i);
+    for (; i + half / 2 * lanes<A> < length; i += half * lanes<A>) sum_taps<Written, half>(tile, i);
+    for (; i < length; i += lanes<A>) sum_taps<Written, 1>(tile, i);
+  }
+
+  // Flat outputs i .. of the tile's written channels.
+  template <int Written, int Vectors>
+  static __attribute__((noinline)) void sum_taps(const Tile& tile, int64_t i) {
+    vec<A> sum[Written][Vectors];
+    CONVLAB_UNROLL for (int w = 0; w < Written; ++w) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[w][v] =
+        vec<A>{};
+    const A* plane = tile.planes + i;
+    const A* weights = tile.weights;
+    const int64_t step = tile.weights_step;
+    for (int64_t c = 0; c < tile.reads; ++c, plane += tile.plane, weights += step)
+      for (const Tap* tap = tile.taps; tap < tile.taps + tile.count; ++tap) {
+        const A* from = plane + tap->shift;
+        vec<A> weight[Written];
+        CONVLAB_UNROLL for (int w = 0; w < Written; ++w) {
+          weight[w] = broadcast(weights[tap->weight + w]);
+          pin(weight[w]);
+        }
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+          vec<A> value = load(from + v * lanes<A>);
+          pin(value);
+          CONVLAB_UNROLL for (int w = 0; w < Written; ++w) sum[w][v] = fma(value, weight[w], sum[w][v]);
+        }
+      }
+    CONVLAB_UNROLL for (int w = 0; w < Written; ++w) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+      A* target = tile.outputs + w * tile.pitch + i + v * lanes<A>;
+      store(target, sum[w][v] + (tile.accumulate ? load(target) : broadcast(tile.start[w])));
+    }
+  }
+
+  // Channels `first` .. of what a band reads of an image.
+  void fill(const Band& band, int64_t n, int64_t first, int64_t count, int64_t pitch, A* planes) const {
+    const int64_t channels = t_.read_channels * t_.geometry.groups, pixels = t_.read_pixels();
+    const T* image = t_.read + n * channels * pixels;
+    if (last_)
+      fill_planes_channels_last(band, image + first, t_.read_size, count, channels, planes, pitch);
+    else
+      for (int64_t c = 0; c < count; ++c)
+        fill_plane(band, image + (first + c) * pixels, t_.read_size, planes + c * pitch);
+    std::fill(planes + count * pitch - lanes<A>, planes + count * pitch + kSlack, A(0));
+  }
+
+  // Calls visit(flat output, pixel of the written image) for the first pixel of each line of a band.
+  template <class Visit>
+  void for_each_written_line(const Band& band, const Visit& visit) const {
+    const AxisPhase* axis = band.phase.axis;
+    for (int64_t z = 0; z < axis[0].count; ++z)
+      for (int64_t y = 0; y < axis[1].count; ++y)
+        visit((z * band.slots[1] + y) * band.slots[2],
+              ((axis[0].first + z * axis[0].step) * t_.written_size[1] + axis[1].first + y * axis[1].step) *
+                      t_.written_size[2] +
+                  axis[2].first);
+  }
+
+  void store_planes(const Band& band, int64_t n, int64_t first, int64_t count, const A* outputs) const {
+    const AxisPhase& axis = band.phase.axis[2];
+    T* plane = t_.written + (n * t_.written_channels * t_.geometry.groups + first) * t_.written_pixels();
+    for (int64_t c = 0; c < count; ++c, outputs += outputs_, plane += t_.written_pixels())
+      for_each_written_line(band, [&](int64_t flat, int64_t pixel) {
+        if (axis.step == 1)
+          t_.epilogue.store_row(plane + pixel, outputs + flat, axis.count);
+        else
+          for (int64_t x = 0; x < axis.count; ++x)
+            t_.epilogue.store_one(plane + pixel + x * axis.step, outputs[flat + x]);
+      });
+  }
+
+  void store_pixels(const Band& band, int64_t n, int64_t first, int64_t count, const Scratch& s) const {
+    const AxisPhase& axis = band.phase.axis[2];
+    const int64_t channels = t_.written_channels * t_.geometry.groups, pitch = round_up(count, lanes<A>);
+    T* image = t_.written + n * channels * t_.written_pixels() + first;
+    for_each_written_line(band, [&](int64_t flat, int64_t pixel) {
+      transpose_matrix(s.outputs + flat, outputs_, count, axis.count, s.staged, pitch);
+      T* target = image + pixel * channels;
+      for (int64_t x = 0; x < axis.count; ++x, target += axis.step * channels)
+        t_.epilogue.store_row(target, s.staged + x * pitch, count);
+    });
+  }
+
+  const ConvArguments<T>& arguments_;
+  Transfer<T> t_;
+  bool last_, keeps_;  // the outputs of all written channels until they are stored
+  int64_t block_, together_, group_blocks_, kept_, written_blocks_;
+  Bands bands_;
+  int64_t planes_ = 0, outputs_ = 0, line_ = 0;  // the most of any phase
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA
