@@ -130,6 +130,19 @@ CHANNELS = (
     ConvCase("pointwise_1_to_17", (3, 1, 9, 9), 17, 1, bias=True),
 )
 
+# Kernels whose lanes are pixels or read channels: few channels on one side, patches that do not overlap.
+FEW_CHANNELS = (
+    ConvCase("last_layer", (2, 40, 9, 13), 3, 3, padding=1, bias=True),
+    ConvCase("last_layer_1x1", (1, 64, 17, 11), 1, 1),
+    ConvCase("last_layer_grouped", (2, 40, 11, 9), 10, 3, stride=(1, 2), padding=1, groups=2, bias=True),
+    ConvCase("first_layer_to_40", (2, 3, 19, 14), 40, 3, stride=2, padding=1, bias=True),
+    ConvCase("few_both_several_bands", (1, 3, 250, 190), 4, (3, 5), padding=(1, 2), bias=True),
+    ConvCase("several_blocks_of_channels", (1, 50, 21, 23), 6, 3, padding=1, bias=True),
+    ConvCase("groups_of_8_with_a_rest", (1, 24, 15, 17), 24, 3, padding=1, groups=3, bias=True),
+    ConvCase("patches_and_a_rest", (2, 5, 14, 11), 20, (3, 2), stride=(3, 2), bias=True),
+    ConvCase("patches_grouped", (2, 12, 8, 12), 18, 4, stride=4, groups=2),
+)
+
 EXTREME = (
     ConvCase("map_1x1", (3, 33, 1, 1), 17, 1, bias=True),
     ConvCase("map_1x1_grouped", (5, 42, 1, 1), 26, 1, groups=2),
