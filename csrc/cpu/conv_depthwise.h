@@ -2,8 +2,8 @@
 //
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
 // lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h), or, with
-// very few channels, lanes are pixels of zero-padded planes (conv_depthwise_planes.h). Cost: multiply_adds(), and each
-// input loaded once per kernel line and vector; 3x3 is bound by moving the tensors.
+// very few channels, lanes are pixels of zero-padded planes (conv_gemm_planes.h, conv_depthwise_planes.h). Cost:
+// multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors.
 #pragma once
 #include "conv_depthwise_planes.h"
 
@@ -24,9 +24,8 @@ struct WindowSource {
   const T* zeros;
 
   template <Window Kind>
-  CONVLAB_INLINE vec<accumulate_t<T>> pixel(int64_t distance) const {
+  CONVLAB_INLINE vec<accumulate_t<T>> pixel(const T* from, int64_t distance) const {
     const int64_t at = x + distance;
-    const T* from = line + at * channels;
     if (Kind != Window::inside) from = at >= 0 && at < size ? from : zeros;
     return Kind == Window::partial ? load_partial(from, left) : load(from);
   }
@@ -42,9 +41,14 @@ CONVLAB_INLINE void add_window(const WindowSource<T>& s, int64_t step, const acc
   static_assert(Step || Taps == 1);
   vec<A> weight[Taps];
   CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) weight[j] = load(weights + j * weight_step);
+  const T* from = s.line + s.x * s.channels;
+  const int64_t pixel = (Step ? 1 : step) * s.channels;
   CONVLAB_UNROLL for (int q = 0; q < (kWindowPixels - 1) * distance + Taps; ++q) {
+    const T* at = from;
+    from += pixel;
+    pin_pointer(from);  // counted up: ten multiples of the distance would not fit into registers
     if (q % distance >= Taps) continue;
-    vec<A> value = s.template pixel<Kind>(Step ? q : q * step);
+    vec<A> value = s.template pixel<Kind>(at, Step ? q : q * step);
     if constexpr (Taps > 1) pin(value);
     CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) {
       const int p = (q - j) / distance;
@@ -64,6 +68,8 @@ class DepthwiseChannelsLast {
     pitch_ = round_up(channels_, lanes<A>);
     const Phase phase = t_.phase(0);
     lines_ = t_.geometry.batch * phase.axis[0].count * phase.axis[1].count;
+    const int64_t elements = t_.geometry.input_elements() + t_.geometry.output_elements();
+    fetches_ = elements * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
   }
 
   ConvPlan plan() const {
@@ -113,15 +119,17 @@ class DepthwiseChannelsLast {
     const Kernel inside = kernel<Window::inside>(axis), border = kernel<Window::border>(axis);
     const Kernel partial = kernel<Window::partial>(axis);
     const int64_t whole = channels_ / lanes<A> * lanes<A>;
-    // What the next line will read and write is fetched during this one, in even shares.
+    // What the next line will read and write is fetched during this one, in even shares, unless it is in cache.
     const AxisPhase rows = phase.axis[1].ascending();
     const int64_t below = pixel.y * rows.read_step + rows.offset(rows.taps - 1) + 1;
     const bool more_read = below >= 0 && below < t_.read_size[1], more_written = pixel.y + 1 < rows.count;
     s.steps = divide_up(axis.count, kWindowPixels) * std::max<int64_t>(1, channels_ / lanes<A>);
-    s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
-                   more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, s.steps};
-    s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ : 0),
-                      more_written ? axis.count * axis.step * channels_ : 0, s.steps};
+    if (fetches_) {
+      s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
+                     more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, s.steps};
+      s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ : 0),
+                        more_written ? axis.count * axis.step * channels_ : 0, s.steps};
+    }
     s.step = 0;
     for (int64_t x = 0; x < axis.count; x += kWindowPixels) {
       const int64_t first = x * axis.read_step + axis.offset_first;
@@ -135,6 +143,8 @@ class DepthwiseChannelsLast {
   }
 
  private:
+  static constexpr int64_t kCachedBytes = int64_t{8} << 20;  // of both tensors: likely still in a cache
+
   // Memory to fetch in equal shares.
   struct Ahead {
     const char* from = nullptr;
@@ -240,6 +250,7 @@ class DepthwiseChannelsLast {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
+  bool fetches_;
   int64_t channels_, pitch_, lines_;
 };
 

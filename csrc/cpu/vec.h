@@ -38,6 +38,12 @@ CONVLAB_INLINE void pin(V& value) {
 #endif
 }
 
+// The same for an address that is to be counted up, not computed anew each time.
+template <class T>
+CONVLAB_INLINE void pin_pointer(T*& pointer) {
+  asm("" : "+r"(pointer));
+}
+
 CONVLAB_INLINE vec<float> load(const float* p) {
   vec<float> v;
   std::memcpy(&v, p, sizeof v);
