@@ -109,7 +109,8 @@ TORCH_LIBRARY(convlab, m) {
   m.def("adaptive_avg_pool_backward(Tensor grad_output, SymInt[] input_size) -> Tensor", tags);
 }
 
-TORCH_LIBRARY_IMPL(convlab, CPU, m) {
+// The operators ask where a tensor is after their checks: one list for both devices.
+static void register_operators(torch::Library& m) {
   m.impl("convolution", convlab::convolution);
   m.impl("convolution_fused", convlab::convolution_fused);
   m.impl("convolution_pack", convlab::convolution_pack);
@@ -136,6 +137,12 @@ TORCH_LIBRARY_IMPL(convlab, CPU, m) {
   m.impl("adaptive_avg_pool", convlab::adaptive_avg_pool);
   m.impl("adaptive_avg_pool_backward", convlab::adaptive_avg_pool_backward);
 }
+
+TORCH_LIBRARY_IMPL(convlab, CPU, m) { register_operators(m); }
+
+#if defined(CONVLAB_WITH_CUDA)
+TORCH_LIBRARY_IMPL(convlab, CUDA, m) { register_operators(m); }
+#endif
 
 TORCH_LIBRARY_IMPL(convlab, Meta, m) {
   m.impl("convolution", convlab::convolution_meta);

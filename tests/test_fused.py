@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import helpers
 import pytest
 import torch
 from cases import SMALL
@@ -46,6 +47,8 @@ def test_every_algorithm(case, dtype):
 
 
 def test_weight_packed_for_another_problem_is_passed_over():
+    if helpers.KERNELS == "cuda":
+        pytest.skip("the kernels for CUDA pack nothing")
     input, weight = torch.randn(2, 32, 40, 40), torch.randn(32, 32, 3, 3)
     expected = conv_fused(input, weight, padding=1, algorithm="winograd")
     packed = pack_weight(input, weight, padding=1, algorithm="winograd")
@@ -74,7 +77,7 @@ def test_module_computes_what_its_parts_do(block):
     with torch.no_grad():
         for _ in range(2):  # the second call finds the packed weight
             torch.testing.assert_close(fused(input, residual), expected, rtol=0, atol=2e-5)
-        assert fused._packed[1].numel() > 0
+        assert fused._packed[1].numel() > 0 or helpers.KERNELS == "cuda"  # which packs nothing
 
 
 def test_module_is_differentiable(block):

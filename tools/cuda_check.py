@@ -32,11 +32,11 @@ REGISTER_CAPS = {
 # Bytes that a kernel may spill, with the reason.
 SPILLS_ALLOWED = {
     "_backward<": 96,  # pooling: addresses of the three axes, once a thread and outside of the inner loop
-    "max_forward<double": 32,  # the same
+    "_forward<double": 48,  # the same
     "reduce_": 96,  # normalization: constants of the widest vectors, outside of the loop
     "depthwise_pixels<": 96,  # addresses and sizes, outside of the loops over taps; so are the next two
     "direct_pixels<": 64,
-    "weight_rows<": 32,
+    "weight_rows<": 48,
     "naive_": 160,  # the definition, in 64 bits: nobody waits for it
 }
 # What the machine code of the kernels whose names match must hold.
@@ -100,6 +100,19 @@ def compile_source(nvcc: str, source: Path, architecture: str, out: Path) -> tup
     return cubin, log.read_text()
 
 
+def host_faults() -> list[str]:
+    """What the C++ compiler says to the host side of a build with CUDA, which torch without CUDA never compiles."""
+    try:
+        from torch.utils import cpp_extension
+    except ImportError:
+        return []
+    sources = [ROOT / "csrc/library.cpp", ROOT / "csrc/cuda/device.cpp"]
+    include = [f"-I{path}" for path in cpp_extension.include_paths()]
+    command = ["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-DCONVLAB_WITH_CUDA", *include, *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return [done.stderr] if done.returncode else []
+
+
 def disassembler() -> list[str] | None:
     """A command that disassembles a cubin: from the PATH, or from NVIDIA's packages for Python."""
     packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
@@ -145,7 +158,7 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: compile_source(nvcc, *job, out), jobs))
     disassemble = disassembler()
-    kernels, failures = [], []
+    kernels, failures = [], host_faults()
     for (source, architecture), (cubin, log) in zip(jobs, results):
         found = parse(log, source.name, architecture)
         kernels += found

@@ -51,6 +51,8 @@ struct PoolPlane {
 
 template <class T, class Int>
 struct PoolProblem {
+  using Element = T;
+  using Index = Int;
   PoolGeometryOf<Int> geometry;
   Layout layout;
   Global<T> input, output;
@@ -70,6 +72,33 @@ struct PoolProblem {
       wide_taps[at] = tap;
   }
 };
+
+// Calls visit(tap, offset in the input) for every tap inside the input of the window at `place`, in order.
+template <class T, class Int, class Visit>
+CONVLAB_DEVICE void for_each_tap(const PoolProblem<T, Int>& p, const PoolPlace<Int>& place, const Visit& visit) {
+  const auto& g = p.geometry;
+  const PoolPlane<Int> plane(p.layout, g.channels, g.input, place);
+  const auto in_z = g.taps_inside(0, place.at[0]), in_y = g.taps_inside(1, place.at[1]),
+             in_x = g.taps_inside(2, place.at[2]);
+  const Int z0 = g.start(0, place.at[0]), y0 = g.start(1, place.at[1]), x0 = g.start(2, place.at[2]);
+  for (Int tz = in_z.begin; tz < in_z.end; ++tz)
+    for (Int ty = in_y.begin; ty < in_y.end; ++ty)
+      for (Int tx = in_x.begin; tx < in_x.end; ++tx)
+        visit((tz * g.kernel[1] + ty) * g.kernel[2] + tx,
+              plane(z0 + tz * g.dilation[0], y0 + ty * g.dilation[1], x0 + tx * g.dilation[2]));
+}
+
+// Calls visit(oz, oy, ox, offset in the output) for every window that may hold the input at `place`, in order.
+template <class T, class Int, class Visit>
+CONVLAB_DEVICE void for_each_window(const PoolProblem<T, Int>& p, const PoolPlace<Int>& place, const Visit& visit) {
+  const auto& g = p.geometry;
+  const PoolPlane<Int> plane(p.layout, g.channels, g.output, place);
+  const auto over_z = g.windows_over(0, place.at[0]), over_y = g.windows_over(1, place.at[1]),
+             over_x = g.windows_over(2, place.at[2]);
+  for (Int oz = over_z.begin; oz < over_z.end; ++oz)
+    for (Int oy = over_y.begin; oy < over_y.end; ++oy)
+      for (Int ox = over_x.begin; ox < over_x.end; ++ox) visit(oz, oy, ox, plane(oz, oy, ox));
+}
 
 template <class Int>
 PoolGeometryOf<Int> pool_geometry_in(const PoolGeometry& g) {
@@ -128,6 +157,15 @@ int with_pool_width(const PoolArguments& a, const Body& body) {
                     aligned(a.output, 16);
   if (fits) return body(Width<wide>{});
   return body(Width<1>{});
+}
+
+// body(problem), with indices of 32 bits where they are enough.
+template <class Body>
+int with_pool_problem(const PoolArguments& a, const Body& body) {
+  return with_dtype(a.dtype, [&](auto type) {
+    return with_index(largest_index(a.geometry),
+                      [&](auto index) { return body(pool_problem<decltype(type), decltype(index)>(a)); });
+  });
 }
 
 // Launches kernel(problem, count) with a thread for each of `count`.

@@ -15,34 +15,22 @@ template <class T, class Int, int kWidth>
 __global__ void __launch_bounds__(kPoolThreads) max_forward(PoolProblem<T, Int> p, int64_t threads) {
   using A = accumulate_t<T>;
   if (global_thread() >= threads) return;
-  const auto& g = p.geometry;
   const Int element = static_cast<Int>(global_thread()) * kWidth;
-  const auto place = pool_place(p.layout, element, g.channels, g.output);
-  const PoolPlane<Int> plane(p.layout, g.channels, g.input, place);
-  const auto in_z = g.taps_inside(0, place.at[0]), in_y = g.taps_inside(1, place.at[1]),
-             in_x = g.taps_inside(2, place.at[2]);
-  const Int z0 = g.start(0, place.at[0]), y0 = g.start(1, place.at[1]), x0 = g.start(2, place.at[2]);
   A best[kWidth];
   Int best_tap[kWidth];
-  const bool some = in_z.size() > 0 && in_y.size() > 0 && in_x.size() > 0;
-  const Int first_tap = some ? (in_z.begin * g.kernel[1] + in_y.begin) * g.kernel[2] + in_x.begin : Int(-1);
   for (int i = 0; i < kWidth; ++i) {
     best[i] = static_cast<A>(-INFINITY);
-    best_tap[i] = first_tap;
+    best_tap[i] = -1;
   }
-  for (Int tz = in_z.begin; tz < in_z.end; ++tz)
-    for (Int ty = in_y.begin; ty < in_y.end; ++ty)
-      for (Int tx = in_x.begin; tx < in_x.end; ++tx) {
-        const Int tap = (tz * g.kernel[1] + ty) * g.kernel[2] + tx;
-        const auto values = load_vector<kWidth>(
-            p.input, plane(z0 + tz * g.dilation[0], y0 + ty * g.dilation[1], x0 + tx * g.dilation[2]));
-        for (int i = 0; i < kWidth; ++i) {
-          const A value = to_accumulate(values.value[i]);
-          const bool better = value > best[i] || value != value;
-          best[i] = better ? value : best[i];
-          best_tap[i] = better ? tap : best_tap[i];
-        }
-      }
+  for_each_tap(p, pool_place(p.layout, element, p.geometry.channels, p.geometry.output), [&](Int tap, Int at) {
+    const auto values = load_vector<kWidth>(p.input, at);
+    for (int i = 0; i < kWidth; ++i) {
+      const A value = to_accumulate(values.value[i]);
+      const bool better = value > best[i] || value != value;
+      best[i] = better ? value : best[i];
+      best_tap[i] = better || best_tap[i] < 0 ? tap : best_tap[i];
+    }
+  });
   Vector<T, kWidth> result;
   for (int i = 0; i < kWidth; ++i) {
     result.value[i] = from_accumulate<T>(best[i]);
@@ -58,24 +46,15 @@ __global__ void __launch_bounds__(kPoolThreads) max_backward(PoolProblem<T, Int>
   const auto& g = p.geometry;
   const Int element = static_cast<Int>(global_thread()) * kWidth;
   const auto place = pool_place(p.layout, element, g.channels, g.input);
-  const PoolPlane<Int> plane(p.layout, g.channels, g.output, place);
-  const auto over_z = g.windows_over(0, place.at[0]), over_y = g.windows_over(1, place.at[1]),
-             over_x = g.windows_over(2, place.at[2]);
   A sum[kWidth] = {};
-  for (Int oz = over_z.begin; oz < over_z.end; ++oz) {
-    const Int tz = g.tap_at(0, oz, place.at[0]);
-    for (Int oy = over_y.begin; tz >= 0 && oy < over_y.end; ++oy) {
-      const Int ty = g.tap_at(1, oy, place.at[1]);
-      for (Int ox = over_x.begin; ty >= 0 && ox < over_x.end; ++ox) {
-        const Int tx = g.tap_at(2, ox, place.at[2]);
-        if (tx < 0) continue;
-        const Int tap = (tz * g.kernel[1] + ty) * g.kernel[2] + tx, at = plane(oz, oy, ox);
-        const auto grads = load_vector<kWidth>(p.output, at);
-        for (int i = 0; i < kWidth; ++i)
-          if (p.tap(at + i) == tap) sum[i] += to_accumulate(grads.value[i]);
-      }
-    }
-  }
+  for_each_window(p, place, [&](Int oz, Int oy, Int ox, Int at) {
+    const Int tz = g.tap_at(0, oz, place.at[0]), ty = g.tap_at(1, oy, place.at[1]), tx = g.tap_at(2, ox, place.at[2]);
+    if (tz < 0 || ty < 0 || tx < 0) return;
+    const Int tap = (tz * g.kernel[1] + ty) * g.kernel[2] + tx;
+    const auto grads = load_vector<kWidth>(p.output, at);
+    for (int i = 0; i < kWidth; ++i)
+      if (p.tap(at + i) == tap) sum[i] += to_accumulate(grads.value[i]);
+  });
   Vector<T, kWidth> result;
   for (int i = 0; i < kWidth; ++i) result.value[i] = from_accumulate<T>(sum[i]);
   store_vector(p.input, element, result);
@@ -111,18 +90,16 @@ __global__ void __launch_bounds__(kPoolThreads) max_gather(PoolProblem<T, Int> p
 int max_pool(const PoolArguments& a, void* stream) {
   const PoolGeometry& g = a.geometry;
   const int64_t inputs = g.planes() * g.input_pixels(), outputs = g.planes() * g.output_pixels();
-  return with_dtype(a.dtype, [&](auto type) {
-    using T = decltype(type);
-    return with_index(largest_index(g), [&](auto index) {
-      using Int = decltype(index);
-      const auto problem = pool_problem<T, Int>(a);
-      if (a.kernel == PoolKernel::max_gather || a.kernel == PoolKernel::max_indices)
-        return launch_pool(max_gather<T, Int>, problem, outputs, stream);
-      return with_pool_width<T>(a, [&](auto width) {
-        constexpr int w = decltype(width)::value;
-        if (a.kernel == PoolKernel::max) return launch_pool(max_forward<T, Int, w>, problem, outputs / w, stream);
-        return launch_pool(max_backward<T, Int, w>, problem, inputs / w, stream);
-      });
+  return with_pool_problem(a, [&](const auto& problem) {
+    using Problem = std::decay_t<decltype(problem)>;
+    using T = typename Problem::Element;
+    using Int = typename Problem::Index;
+    if (a.kernel == PoolKernel::max_gather || a.kernel == PoolKernel::max_indices)
+      return launch_pool(max_gather<T, Int>, problem, outputs, stream);
+    return with_pool_width<T>(a, [&](auto width) {
+      constexpr int w = decltype(width)::value;
+      if (a.kernel == PoolKernel::max) return launch_pool(max_forward<T, Int, w>, problem, outputs / w, stream);
+      return launch_pool(max_backward<T, Int, w>, problem, inputs / w, stream);
     });
   });
 }
