@@ -127,6 +127,7 @@ void run_on_cpu(const NormProblem& problem, const NormTensors& tensors, NormPass
 }
 
 void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPass pass) {
+  TORCH_CHECK_NOT_IMPLEMENTED(pass != NormPass::double_backward, "batch_norm_double_backward has no kernel for CUDA");
   const auto data = [](const Tensor& tensor) {
     return tensor.defined() && tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
   };
@@ -181,7 +182,8 @@ void run_normalization(const NormProblem& problem, NormTensors tensors, NormPass
   };
   tensors.grad_weight = accumulating(grad_weight);
   tensors.grad_bias = accumulating(grad_bias);
-  if (runs_on_cuda(tensors.input))
+  const bool emulated = tensors.input.is_cpu() && pass != NormPass::double_backward;
+  if (runs_on_cuda(tensors.input) && (emulated || !tensors.input.is_cpu()))
     run_on_cuda(problem, tensors, pass);
   else
     dispatch_dtype(tensors.input.scalar_type(), "normalization",
