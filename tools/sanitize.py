@@ -20,7 +20,8 @@ TESTS = {
     "thread": ["tests/test_emulator.py"],
 }
 SELECTED = {
-    "address": "correct_kernels or products or map_1x1 or depthwise_multiplier2 or dilated-depthwise or k31-depthwise or gaps-2x3x9x11 or batch_norm",
+    "address": "correct_kernels or products or map_1x1 or depthwise_multiplier2 or dilated-depthwise or k31-depthwise "
+    "or gaps-2x3x9x11 or batch_norm",
     "thread": "correct_kernels or products",
 }
 
