@@ -155,6 +155,7 @@ def main() -> None:
     # The largest first, or the last to finish would leave the other cores idle.
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
     jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+    print(f"cuda-check: {len(jobs)} compilations, 2 minutes on 2 cores the first time", flush=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: compile_source(nvcc, *job, out), jobs))
     disassemble = disassembler()

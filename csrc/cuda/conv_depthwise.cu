@@ -5,8 +5,8 @@
 // reads each input once for all pixels that it counts for; overlapping rows meet in the L1 cache, which is the tile.
 // Channels first, neighbouring threads have neighbouring columns, the row of a thread runs down the image, and the few
 // weights of a plane come by broadcast; channels last, the weights of the block's channels are transposed into shared
-// memory first. Cost: every tensor once through memory. Limits: sizes below 2^29, filters of up to 96 KB for four
-// channels, else the naive kernel. Not yet run on a GPU.
+// memory first. Cost: every tensor once through memory. Limits: 2^31 elements, filters of 3072 taps. Not yet run on a
+// GPU.
 #include "conv_direct.h"
 
 namespace convlab::cuda {
