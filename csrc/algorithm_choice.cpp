@@ -118,26 +118,26 @@ double winograd_cost(const ConvProblem& problem) {
 
 // Few written channels per group leave lanes idle or make the gather count; forward and backward input have kernels
 // whose lanes are read channels or neighbouring pixels instead. Where the CPU multiplies pairs of bfloat16, a matrix
-// product does so twice as fast; everything else computes in float32.
+// product does so twice as fast, but must pack both operands in backward weight; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double per_gathered = 8, per_packed = 16;
   constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
   constexpr int64_t few = 8, lanes = 16;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
   const double multiply_adds = static_cast<double>(g.multiply_adds());
   const double packing = per_packed * static_cast<double>(g.weight_elements());
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
-    if (written <= lanes && g.taps() > 1)
+    if (written <= (pairs ? few : lanes) && g.taps() > 1)
       return multiply_adds * (planes + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
              packing;
   }
-  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
-  return multiply_adds * (pairs ? 0.5 : 1) * (1 + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) +
-         packing;
+  const double product = !pairs ? 1 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
+  return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) + packing;
 }
 
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.

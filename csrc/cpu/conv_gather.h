@@ -49,15 +49,41 @@ CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, accu
   for (; i < count; ++i) target[i] = to_accumulate(source[i * distance]);
 }
 
+// Spans are short, and a call of memcpy would cost more than the copy: two pieces that may overlap make up every
+// length.
+template <int Piece>
+CONVLAB_INLINE bool copy_in_pieces(const char* source, int64_t bytes, char* target) {
+  if (bytes < Piece) return false;
+  for (int64_t i = 0; i + Piece < bytes; i += Piece) std::memcpy(target + i, source + i, Piece);
+  std::memcpy(target + bytes - Piece, source + bytes - Piece, Piece);
+  return true;
+}
+CONVLAB_INLINE void copy_bytes(const void* source, int64_t bytes, void* target) {
+  const auto* from = static_cast<const char*>(source);
+  auto* to = static_cast<char*>(target);
+  copy_in_pieces<64>(from, bytes, to) || copy_in_pieces<32>(from, bytes, to) || copy_in_pieces<16>(from, bytes, to) ||
+      copy_in_pieces<8>(from, bytes, to) || copy_in_pieces<2>(from, bytes, to);
+}
+
 template <int Step, class T>
   requires is_reduced<T>
 CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, T* target) {
-  if constexpr (Step == 1) {
-    std::memcpy(static_cast<void*>(target), source, static_cast<size_t>(count) * sizeof(T));
-  } else {
-    const int64_t distance = Step ? Step : step;
-    for (int64_t i = 0; i < count; ++i) target[i] = source[i * distance];
+  if constexpr (Step == 1) return copy_bytes(source, count * static_cast<int64_t>(sizeof(T)), target);
+  int64_t i = 0;
+#if defined(CONVLAB_AVX512)
+  constexpr int64_t width = lanes<T>;
+  if constexpr (Step == 2) {  // the second vector's last element may lie past the span's end
+    const __m512i low_half = _mm512_set1_epi32(0xffff);
+    for (; i + width < count; i += width) {
+      const __m512i first = _mm512_and_si512(_mm512_loadu_si512(source + 2 * i), low_half);
+      const __m512i second = _mm512_and_si512(_mm512_loadu_si512(source + 2 * i + width), low_half);
+      const __m512i in_order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+      _mm512_storeu_si512(target + i, _mm512_permutexvar_epi64(in_order, _mm512_packus_epi32(first, second)));
+    }
   }
+#endif
+  const int64_t distance = Step ? Step : step;
+  for (; i < count; ++i) target[i] = source[i * distance];
 }
 
 // The tensor that is read: NC(D)HW, from the first channel wanted.

@@ -24,12 +24,12 @@ class GemmChannelsLast {
 
   explicit GemmChannelsLast(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
     const ConvGeometry& g = t_.geometry;
-    copies_patches_ =
-        kConverts || t_.read_channels % products<S> != 0 || (t_.read_channels < kShortSegment && g.taps() > 1);
     // With one group and neighbouring taps next to each other, a kernel line is one span of the input's line: only
     // spans that cross the border are copied.
-    lines_ = !kConverts && t_.read_channels % products<S> == 0 && copies_patches_ && g.groups == 1 &&
+    lines_ = !kConverts && t_.read_channels % products<S> == 0 && t_.read_channels < kShortSegment && g.groups == 1 &&
              t_.phase_count == 1 && t_.phase(0).axis[2].offset_step == 1 && g.kernel[2] > 1;
+    copies_patches_ = kConverts || lines_ || t_.read_channels % products<S> != 0 ||
+                      (t_.read_channels < kShortSegment && g.taps() > 1);
     merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
     tap_depth_ = merged_ ? t_.read_channels : round_up(t_.read_channels, products<S>);
     panel_depth_ = round_up(g.taps() * tap_depth_, products<S>);
@@ -292,8 +292,12 @@ class GemmChannelsLast {
           std::fill(patch, patch + taps * channels, S{});
           continue;
         }
-        std::fill(patch, patch + inside * channels, S{});
         const T* line = image + ((z * t_.read_size[1] + y) * t_.read_size[2] + x) * channels;
+        if (inside == 0 && outside == taps) {
+          copy_span<1>(line, 1, taps * channels, patch);
+          continue;
+        }
+        std::fill(patch, patch + inside * channels, S{});
         copy_span<1>(line + inside * channels, 1, (outside - inside) * channels, patch + inside * channels);
         std::fill(patch + outside * channels, patch + taps * channels, S{});
       }

@@ -232,8 +232,11 @@ class GemmWeight {
       const PixelWalk second = pixel;
       if constexpr (products<S> == 2) pixel.advance(1);
       int64_t channel = first_channel, jx = first_x, jy = first_y, jz = first_z;
+      // With one group, taps of a kernel line that lie inside the input's line are one span.
+      const bool both_inside = is_inside(phase, first) && (products<S> == 1 || is_inside(phase, second));
       for (int64_t column = 0; column < columns;) {
-        const int64_t count = std::min(channels_ - channel, columns - column);
+        const int64_t together = both_inside ? geometry_.kernel[2] - jx : 1;
+        const int64_t count = std::min(together * channels_ - channel, columns - column);
         const auto source = [&](const PixelWalk& pixel) -> const T* {
           const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
           const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
@@ -252,13 +255,21 @@ class GemmWeight {
         }
         column += count;
         channel = 0;
-        if (++jx == geometry_.kernel[2]) {
+        jx += together;
+        if (jx == geometry_.kernel[2]) {
           jx = 0;
           if (++jy == geometry_.kernel[1]) jy = 0, ++jz;
         }
       }
       std::fill(row + columns * products<S>, row + width * products<S>, S{});
     }
+  }
+
+  // Whether a kernel line of all taps and channels is one span of the input's line.
+  bool is_inside(const Phase& phase, const PixelWalk& pixel) const {
+    const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(0);
+    return geometry_.groups == 1 && channels_ < kPanel<A> && geometry_.dilation[2] == 1 && x >= 0 &&
+           x + geometry_.kernel[2] <= geometry_.input[2];
   }
 
   void store_columns(int64_t group, int64_t filter, int64_t column, int64_t width, vec<A> sum) const {

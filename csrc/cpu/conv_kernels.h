@@ -67,22 +67,20 @@ namespace convlab::cpu {
 
 #if defined(__x86_64__)
 namespace avx512_bf16 {
-template <template <class> class Algorithm, class T>
-ConvKernels<T> kernels_of();
 template <class T>
-struct ImplicitGemm;
-}  // namespace avx512_bf16
+ConvKernelTable<T> conv_kernels();
+}
 #endif
 
 // The kernels of one algorithm for this CPU.
 template <class T>
 ConvKernels<T> conv_kernels(Algorithm algorithm) {
+  const int index = static_cast<int>(algorithm);
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, bfloat16>)
-    if (algorithm == Algorithm::implicit_gemm && multiplies_bfloat16())
-      return avx512_bf16::kernels_of<avx512_bf16::ImplicitGemm, T>();
+    if (multiplies_bfloat16()) return avx512_bf16::conv_kernels<T>().algorithm[index];
 #endif
-  return conv_kernels<T>().algorithm[static_cast<int>(algorithm)];
+  return conv_kernels<T>().algorithm[index];
 }
 
 }  // namespace convlab::cpu

@@ -1,10 +1,16 @@
-// Only what multiplies bfloat16 as it is; every other algorithm and dtype is that of avx512/.
+// Convolutions of bfloat16 alone, which this instruction set multiplies and rounds; other dtypes are avx512/'s.
 #define CONVLAB_AVX512
 #define CONVLAB_BF16
+#include "../conv.h"
 #include "../conv_algorithm.h"
+#include "../conv_depthwise.h"
+#include "../conv_direct.h"
 #include "../conv_implicit_gemm.h"
+#include "../conv_inner_product.h"
+#include "../conv_naive.h"
+#include "../conv_winograd.h"
 #include "../isa.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
-template ConvKernels<bfloat16> kernels_of<ImplicitGemm, bfloat16>();
+template ConvKernelTable<bfloat16> conv_kernels<bfloat16>();
 }
