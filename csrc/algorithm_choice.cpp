@@ -164,6 +164,13 @@ double inner_product_cost(const ConvProblem& problem) {
 
 }  // namespace
 
+bool join_pixels(ConvGeometry& geometry) {
+  if (geometry.taps() != 1 || geometry.input_pixels() != 1 || geometry.output_pixels() != 1) return false;
+  geometry.input[2] = geometry.output[2] = geometry.batch;
+  geometry.stride[2] = geometry.batch = 1;
+  return true;
+}
+
 std::string refusal(Algorithm algorithm, const ConvProblem& problem) { return refusal(algorithm, problem, true); }
 
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {

@@ -18,6 +18,10 @@ struct ConvProblem {
   Device device = Device::cpu;
 };
 
+// Images of one pixel, which are dense in both layouts, become one line of pixels, as a fully connected layer has it.
+// Returns whether they are of one pixel.
+bool join_pixels(ConvGeometry& geometry);
+
 // Empty if `algorithm` can compute the problem, else the reason why not.
 std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 

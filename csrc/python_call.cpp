@@ -1,4 +1,4 @@
-// The short way from Python to a convolution, for calls that nothing but the CPU kernel has a say in.
+// The short way from Python to a convolution or a linear layer, for calls that nothing but the CPU kernel has a say in.
 //
 // The dispatcher's way boxes every argument, which takes longer than a small convolution. These functions look at the
 // arguments as they are; where anything else may be concerned (autograd, autocast, transforms, modes, subclasses,
@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "ops/convolution.h"
 
@@ -187,19 +188,42 @@ PyObject* backward_weight(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   END_HANDLE_TH_ERRORS
 }
 
+// input, weight, bias, relu: relu(input * transposed weight + bias), a convolution of images of one pixel.
+PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Arguments take(arguments, count);
+  const at::Tensor *input = take.tensor(), *weight = take.tensor();
+  const OptionalTensor bias = take.optional_tensor();
+  const bool relu = take.boolean();
+  if (!take.plain() || weight->dim() != 2 || input->dim() == 0) return usual_way();
+  const int64_t features = weight->size(1), outputs = weight->size(0);
+  if (input->size(-1) != features || input->numel() == 0 || outputs == 0 || weight->dtype() != input->dtype())
+    return usual_way();
+  if (bias.has_value() && (bias->dim() != 1 || bias->size(0) != outputs)) return usual_way();
+  return result_of([&] {
+    std::vector<int64_t> size = input->sizes().vec();
+    size.back() = outputs;
+    const int64_t one[] = {1, 1}, zero[] = {0, 0};
+    return convolution_fused(input->reshape({-1, features, 1, 1}), weight->reshape({outputs, features, 1, 1}), bias,
+                             std::nullopt, std::nullopt, relu, one, zero, one, 1, "auto")
+        .view(size);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
 using Call = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, Call call) {
   // CPython's own way of storing a function with another signature.
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
-          "A convolution on the CPU, or NotImplemented: see csrc/python_call.cpp."};
+          "On the CPU, or NotImplemented: see csrc/python_call.cpp."};
 }
 
 }  // namespace
 
 void add_python_calls(pybind11::module_& module) {
   static PyMethodDef methods[] = {method("convolution", forward), method("convolution_backward_input", backward_input),
-                                  method("convolution_backward_weight", backward_weight)};
+                                  method("convolution_backward_weight", backward_weight), method("linear", linear)};
   for (PyMethodDef& each : methods)
     module.add_object(each.ml_name,
                       pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&each, nullptr, nullptr)));

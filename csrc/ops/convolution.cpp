@@ -150,9 +150,6 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   arguments.threads = at::get_num_threads();
   arguments.pass = call.pass;
   arguments.layout = call.layout;
-  const ConvGeometry& g = call.geometry;
-  if (g.input_pixels() == 1 && g.output_pixels() == 1 && g.taps() == 1)  // dense in both layouts
-    call.layout = arguments.layout = Layout::channels_last;
   if (call.input.defined()) arguments.input = dense(call.input);
   if (call.output.defined()) arguments.output = dense(call.output);
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
@@ -207,6 +204,7 @@ void run_on_cuda(Call call, std::string_view name) {
 
 void run(Call call, std::string_view name) {
   if (runs_on_cuda(call.written())) return run_on_cuda(std::move(call), name);
+  if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
   dispatch_dtype(call.written().scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);
     const ConvProblem problem = call.problem();
@@ -304,6 +302,7 @@ Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef s
   Tensor packed = at::empty({0}, at::TensorOptions().dtype(at::kByte));
   if (geometry.multiply_adds() == 0 || runs_on_cuda(weight)) return packed;  // CUDA kernels pack nothing
   Call call{Pass::forward, geometry, joint_layout(input, weight), Tensor(), weight, input, std::nullopt};
+  if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
   const ConvProblem problem = call.problem();
   dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);

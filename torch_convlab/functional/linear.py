@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _C
 from ..autograd.convolution import convolution
 from ._arguments import autocast
 
@@ -14,8 +15,8 @@ from ._arguments import autocast
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``y = x W^T + b``, as `torch.nn.functional.linear` (lecture item L13); with ``relu``, ``relu(y)``.
 
-    The rows of `input` are the pixels of one channels_last image, so the convolution's operators compute the product
-    and all its derivatives; both views are free.
+    The rows of `input` are images of one pixel, so the convolution's operators compute the product and all its
+    derivatives; the views are free.
 
     Args:
         input: ``* x in``; float32, float64, bfloat16 or float16.
@@ -28,6 +29,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: b
     Raises:
         RuntimeError: sizes or dtypes that do not fit.
     """
+    if not torch.compiler.is_compiling():
+        output = _C.linear(input, weight, bias, relu)
+        if output is not NotImplemented:
+            return output
     if input.dim() == 0 or weight.dim() == 0:
         raise RuntimeError(
             f"both arguments to linear need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D"
@@ -55,7 +60,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: b
     if rows == 0 or features == 0 or outputs == 0:  # there is nothing to multiply
         result = torch.nn.functional.linear(input, weight, bias)
     else:
-        pixels = input.reshape(1, 1, rows, features).permute(0, 3, 1, 2)
-        image = convolution(pixels, weight[:, :, None, None], bias, [1, 1], [0, 0], [1, 1], 1, "auto")
-        result = image.permute(0, 2, 3, 1).reshape(*leading, outputs)
+        images, filters = input.reshape(rows, features, 1, 1), weight.view(outputs, features, 1, 1)
+        result = convolution(images, filters, bias, [1, 1], [0, 0], [1, 1], 1, "auto").view(*leading, outputs)
     return torch.relu(result) if relu else result
