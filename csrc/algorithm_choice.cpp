@@ -87,6 +87,9 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_wor
   }
 }
 
+// A weight that is brought into a kernel's order, or whose gradient comes from it.
+constexpr double kPerPacked = 16;
+
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
@@ -120,7 +123,7 @@ double winograd_cost(const ConvProblem& problem) {
 // whose lanes are read channels or neighbouring pixels instead. Where the CPU multiplies pairs of bfloat16, a matrix
 // product does so twice as fast, but must pack both operands in backward weight; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
-  constexpr double per_gathered = 8, per_packed = 16;
+  constexpr double per_gathered = 8;
   constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
   constexpr int64_t few = 8, lanes = 16;
   const ConvGeometry& g = problem.geometry;
@@ -128,7 +131,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
   const double multiply_adds = static_cast<double>(g.multiply_adds());
-  const double packing = per_packed * static_cast<double>(g.weight_elements());
+  const double packing = kPerPacked * static_cast<double>(g.weight_elements());
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     if (written <= (pairs ? few : lanes) && g.taps() > 1)
@@ -153,13 +156,20 @@ double direct_cost(const ConvProblem& problem) {
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
   const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
   const double each = problem.pass == Pass::backward_weight ? weights : strided ? strided_windows : windows;
-  return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes);
+  return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) +
+         kPerPacked * static_cast<double>(g.weight_elements());
 }
 
-// Weights come from memory once and are not copied.
+// Weights are not copied, but pixels may be, where their channels do not lie together. Lanes are channels of the input;
+// forward, they are added up for each output.
 double inner_product_cost(const ConvProblem& problem) {
-  const double per_multiply_add = problem.pass == Pass::forward ? 1.5 : 2;
-  return per_multiply_add * static_cast<double>(problem.geometry.multiply_adds());
+  constexpr double forward = 1.5, backward = 2, per_output = 64, per_gathered = 16;
+  const ConvGeometry& g = problem.geometry;
+  const double pixels = static_cast<double>(g.batch * g.input_pixels());
+  const double products = pixels * static_cast<double>(g.out_channels) * in_whole_vectors(g.in_channels_per_group());
+  const double gathered = per_gathered * pixels * static_cast<double>(g.in_channels + g.out_channels);
+  if (problem.pass != Pass::forward) return backward * products + gathered;
+  return forward * products + per_output * pixels * static_cast<double>(g.out_channels) + gathered;
 }
 
 }  // namespace
