@@ -11,8 +11,8 @@ import torch
 from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 
+from torch_convlab import explain_convolution, lab, models
 from torch_convlab import functional as F
-from torch_convlab import lab, models
 from torch_convlab.lab.figure import INK, OURS, THEIRS, mark, number_grid, save, save_svg, style
 from torch_convlab.lab.gradient_sums import LECTURE_INPUT, LECTURE_KERNELS
 
@@ -107,6 +107,20 @@ def depthwise():
     return figure
 
 
+def inner_product():
+    """What a weight costs, by the number of pixels it meets, with and without being packed."""
+    pixels, weight = [2**power for power in range(8)], (512, 512, 1, 1)
+    figure, one = pyplot.subplots(figsize=(5, 3))
+    for name, colour in (("inner_product", OURS), ("implicit_gemm", THEIRS)):
+        verdicts = [explain_convolution((count, 512, 1, 1), weight).verdicts[name] for count in pixels]
+        one.loglog(pixels, [verdict.cost / 512**2 for verdict in verdicts], marker="o", color=colour, label=name)
+    one.set_xticks(pixels, pixels)
+    one.minorticks_off()
+    one.set(xlabel="pixels", ylabel="estimated multiply-adds per weight")
+    one.legend(frameon=False)
+    return figure
+
+
 def report(folder: Path):
     """The report's first screen, light and dark, as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -131,7 +145,7 @@ def report(folder: Path):
 def main():
     IMAGES.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    for draw in (naive, implicit_gemm, winograd, direct, depthwise):
+    for draw in (naive, implicit_gemm, winograd, direct, depthwise, inner_product):
         with style():
             save(draw(), IMAGES / f"{draw.__name__}.png", dpi=90)
     save(lab.gradients().draw(), IMAGES / "gradients.png", dpi=80)

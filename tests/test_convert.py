@@ -223,7 +223,7 @@ def test_only_faster_layers_are_swapped(monkeypatch, train, one_thread):
     right = torch_convlab.nn.Conv2d.forward
 
     def slow(self, input):
-        for _ in range(20):
+        for _ in range(200):
             output = right(self, input)
         return output
 
