@@ -31,6 +31,13 @@ struct Axes {
   operator at::IntArrayRef() const { return {values, count}; }
 };
 
+// What every convolution ends with.
+struct Parameters {
+  Axes stride, padding, dilation;
+  int64_t groups = 1;
+  std::string_view algorithm;
+};
+
 // Takes the arguments of a call one by one; `plain` ends up false if one of them, or what is switched on around the
 // call, wants the usual way.
 class Arguments {
@@ -84,6 +91,14 @@ class Arguments {
       return refuse<std::string_view>();
     }
     return {data, static_cast<size_t>(length)};
+  }
+
+  Parameters parameters(int64_t dimensions) {
+    Parameters p;
+    p.stride = axes(dimensions), p.padding = axes(dimensions), p.dilation = axes(dimensions);
+    p.groups = integer();
+    p.algorithm = text();
+    return p;
   }
 
   // Whether the dispatcher would end up, below autograd, in the kernel for dense CPU tensors, with nothing on the way.
@@ -142,13 +157,11 @@ PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor(),
                        packed = take.optional_tensor();
   const bool relu = take.boolean();
-  const Axes stride = take.axes(dimensions), padding = take.axes(dimensions), dilation = take.axes(dimensions);
-  const int64_t groups = take.integer();
-  const std::string_view algorithm = take.text();
+  const Parameters p = take.parameters(dimensions);
   if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
   return result_of([&] {
-    return convolution_fused(*input, *weight, bias, residual, packed, relu, stride, padding, dilation, groups,
-                             algorithm);
+    return convolution_fused(*input, *weight, bias, residual, packed, relu, p.stride, p.padding, p.dilation, p.groups,
+                             p.algorithm);
   });
   END_HANDLE_TH_ERRORS
 }
@@ -161,12 +174,11 @@ PyObject* backward_input(PyObject*, PyObject* const* arguments, Py_ssize_t count
   const at::Tensor *grad_output = take.tensor(), *weight = take.tensor();
   const OptionalTensor bias = take.optional_tensor();
   const Axes size = take.axes(dimensions + 2);
-  const Axes stride = take.axes(dimensions), padding = take.axes(dimensions), dilation = take.axes(dimensions);
-  const int64_t groups = take.integer();
-  const std::string_view algorithm = take.text();
+  const Parameters p = take.parameters(dimensions);
   if (!take.plain()) return usual_way();
   return result_of([&] {
-    return convolution_backward_input(*grad_output, *weight, bias, size, stride, padding, dilation, groups, algorithm);
+    return convolution_backward_input(*grad_output, *weight, bias, size, p.stride, p.padding, p.dilation, p.groups,
+                                      p.algorithm);
   });
   END_HANDLE_TH_ERRORS
 }
@@ -178,12 +190,11 @@ PyObject* backward_weight(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   const int64_t dimensions = take.integer();
   const at::Tensor *grad_output = take.tensor(), *input = take.tensor();
   const Axes size = take.axes(dimensions + 2);
-  const Axes stride = take.axes(dimensions), padding = take.axes(dimensions), dilation = take.axes(dimensions);
-  const int64_t groups = take.integer();
-  const std::string_view algorithm = take.text();
+  const Parameters p = take.parameters(dimensions);
   if (!take.plain()) return usual_way();
   return result_of([&] {
-    return convolution_backward_weight(*grad_output, *input, size, stride, padding, dilation, groups, algorithm);
+    return convolution_backward_weight(*grad_output, *input, size, p.stride, p.padding, p.dilation, p.groups,
+                                       p.algorithm);
   });
   END_HANDLE_TH_ERRORS
 }
