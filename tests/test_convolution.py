@@ -359,11 +359,8 @@ def test_shift_invariance(algorithm, shift):
     groups = 8 if algorithm == "depthwise" else 1
     size = 1 if algorithm == "inner_product" else 3
     weight = torch.randint(-8, 9, (8, 8 // groups, size, size)).float()
-    choice = torch_convlab.explain_convolution(
-        input.shape, weight.shape, 1, size // 2, 1, groups, device=helpers.KERNELS
-    )
-    if algorithm != "auto" and choice.verdicts[algorithm].refusal:
-        pytest.skip(choice.verdicts[algorithm].refusal)
+    if helpers.KERNELS == "cuda" and algorithm in ("winograd", "inner_product"):
+        pytest.skip(f"there is no kernel of {algorithm} for CUDA")
     shifted = torch.roll(input, (down, right), (2, 3))
     before = F.conv2d(input, weight, padding=size // 2, groups=groups, algorithm=algorithm)
     after = F.conv2d(shifted, weight, padding=size // 2, groups=groups, algorithm=algorithm)

@@ -67,9 +67,9 @@ class recompute_batch_norm:
     """Context in which layers do not keep outputs of this library's batch norms for their backward passes.
 
     A layer that saves the output of a batch norm in training (with or without ReLU and residual) has it computed again
-    when its backward pass asks for it. Outputs and gradients are the same to the bit. A ResNet-50 keeps about a third
-    less for backward; the price is one more pass over the activations (`bench/run.py model --mode train`). Wrap the
-    forward pass; backward may come after::
+    when its backward pass asks for it. Outputs and gradients are the same to the bit. A ResNet-50 keeps two
+    fifths less for backward, for 5 to 14 % more time (`bench/run.py memory`). Wrap the forward pass; backward may come
+    after::
 
         with torch_convlab.recompute_batch_norm():
             loss = model(images).sum()

@@ -12,23 +12,6 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// Lane i of the result is the sum of the lanes of values[i].
-template <class A>
-CONVLAB_INLINE vec<A> sum_each(vec<A> (&values)[lanes<A>]) {
-  const auto step = [&](auto block) {
-    constexpr int b = decltype(block)::value;
-    using Lanes = std::make_integer_sequence<int, lanes<A>>;
-    CONVLAB_UNROLL for (int i = 0; i < lanes<A>; i += 2 * b) values[i] =
-        shuffle(values[i], values[i + b], transpose_indices<b, false>(Lanes{})) +
-        shuffle(values[i], values[i + b], transpose_indices<b, true>(Lanes{}));
-  };
-  step(std::integral_constant<int, 1>{});
-  if constexpr (lanes<A> > 2) step(std::integral_constant<int, 2>{});
-  if constexpr (lanes<A> > 4) step(std::integral_constant<int, 4>{});
-  if constexpr (lanes<A> > 8) step(std::integral_constant<int, 8>{});
-  return values[0];
-}
-
 template <class T>
 class GemmDots {
  public:
@@ -177,7 +160,7 @@ class GemmDots {
       CONVLAB_UNROLL for (int64_t i = 0; i < sums; i += lanes<A>) {
         vec<A> block[lanes<A>];
         CONVLAB_UNROLL for (int lane = 0; lane < lanes<A>; ++lane) block[lane] = sum[i + lane];
-        store(results + i, sum_each<A>(block) + load(start + i));
+        store(results + i, sum_lanes_of_each<A, lanes<A>>(block) + load(start + i));
       }
       T* target = t_.written +
                   (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_channels +
