@@ -33,8 +33,6 @@ std::string winograd_refusal(const ConvProblem& problem, bool in_words) {
     if (g.dilation[axis] != 1) return because(in_words, "winograd needs dilation 1, but dilation is ", g.dilation);
   if (g.stride[0] != 1 || g.stride[1] != g.stride[2] || g.stride[1] > 2)
     return because(in_words, "winograd needs stride 1 or 2 along both axes, but stride is ", g.stride);
-  if (g.stride[1] == 2 && problem.pass == Pass::backward_weight)
-    return because(in_words, "winograd has no weight gradient for stride 2, and stride is ", g.stride);
   return {};
 }
 

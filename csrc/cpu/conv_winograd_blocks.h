@@ -13,9 +13,7 @@
 // Memory: many tiles, 4 x weights shared, and per thread the rows of a block x (channels + panel); few tiles, the rows
 // of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
 #pragma once
-#include "conv_gather.h"
-#include "conv_gemm_channels_last.h"
-#include "winograd_transform.h"
+#include "conv_winograd_rows.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -40,14 +38,14 @@ void fill_strip(const T* image, int64_t channels, int64_t height, int64_t width,
 // Kernel, the derived class, says how a tile is transformed:
 //   kRows                           rows of V and M that a tile has at most
 //   kBlockTiles, kFewTiles          tiles of a block; up to how many in all the weights are read once
-//   weight_matrix()                 G, [6][3]
+//   WeightTransform                 G, 6 x 3
 //   strip_size(tiles)               elements of the strip buffer for a row of so many tiles
 //   transform_input(group, block, strip, input, scratch), multiply(..), transform_output(..)
 template <class T, class Kernel>
 class WinogradBlocks {
  public:
   using A = accumulate_t<T>;
-  static constexpr int R = 3, N = 6, kPoints = N * N;
+  static constexpr int R = 3, N = 6, kPoints = N * N;  // taps, matrices along an axis
 
   ConvPlan plan() const {
     const int64_t groups = t_.geometry.groups;
@@ -236,7 +234,6 @@ class WinogradBlocks {
   // G w G^T of the channels begin..end of one panel, to target + point*point_stride + (channel-begin)*width.
   void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride, A* target,
                          const Scratch& s) const {
-    constexpr const auto& matrix = Kernel::weight_matrix();
     const int width = panel_width<A>(t_.written_channels, panel);
     for (int64_t block = begin; block < end; block += kPreparedChannels)
       for (int lane = 0; lane < width; lane += lanes<A>) {
@@ -250,11 +247,12 @@ class WinogradBlocks {
             const int from = t_.pass == Pass::forward ? tap : R * R - 1 - tap;
             w[tap] = load(s.filters + (c * R * R + from) * lanes<A>);
           }
-          CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<A>(matrix, w + x, R, half + x, R);
+          CONVLAB_UNROLL for (int x = 0; x < R; ++x)
+              transform<typename Kernel::WeightTransform, A>(w + x, R, half + x, R);
           A* out = target + (block - begin + c) * width + lane;
           CONVLAB_UNROLL for (int y = 0; y < N; ++y) {
             vec<A> point[N];
-            transform<A>(matrix, half + y * R, 1, point, 1);
+            transform<typename Kernel::WeightTransform, A>(half + y * R, 1, point, 1);
             CONVLAB_UNROLL for (int x = 0; x < N; ++x) store(out + (y * N + x) * point_stride, point[x]);
           }
         }

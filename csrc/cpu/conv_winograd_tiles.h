@@ -1,166 +1,203 @@
-// Winograd F(4x4, 3x3), stride 1, forward and backward input: how a tile is transformed (conv_winograd_blocks.h has the
-// rest).
+// Winograd, forward and backward input: how tiles are transformed (conv_winograd_rows.h has the idea,
+// conv_winograd_blocks.h the rest).
 //
-// Idea: a tile of 4x4 outputs reads 6x6 inputs, which are transformed to 36 points: 36 multiplications per channel pair
-// instead of 144. V[point][tile][channel] times U[point] is M[point][tile][column].
-// Cost: multiply_adds()/4 (more where 4 does not divide the output) plus the transforms, worth it from about 16
-// channels.
-// Limits: error 1.2e-6 to 4e-6 of max|reference| in float32 (winograd_transform.h). NaN and Inf spread over their tile.
+// Stride 1, F(4x4, 3x3): a tile of 4x4 outputs reads 6x6 inputs and becomes 36 rows, one for each pair of matrices: 36
+// multiplications per channel pair instead of 144.
+// Stride 2, F(4x4, 2x2) by phases: a tile of 4x4 outputs reads 9x9 inputs and becomes 9x9 rows, 81 multiplications
+// instead of 144; 25 pairs of matrices have one row per tile, 10 have 4 and one has 16. Backward input reads 5x5 and
+// writes 8x8. Cost: so many multiplications (less at borders than whole tiles would take) plus the transforms; worth it
+// from about 16 channels with stride 1, 32 with stride 2. Limits: error of max|reference| in float32: 1.2e-6 to 4e-6
+// with stride 1, 0.3e-6 to 0.9e-6 with stride 2. NaN and Inf spread over their tile.
 #pragma once
 #include "conv_winograd_blocks.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-template <class T>
-class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T>> {
-  using Base = WinogradBlocks<T, WinogradTiles<T>>;
+template <class T, int R>
+class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
+  using Base = WinogradBlocks<T, WinogradTiles<T, R>>;
   friend Base;
 
  public:
   using typename Base::A;
-  static constexpr int M = 4, R = 3, N = M + R - 1, kPoints = N * N;
 
-  explicit WinogradTiles(const ConvArguments<T>& arguments) : Base(arguments, M) {
-    const ConvGeometry& g = t_.geometry;
-    for (int axis = 0; axis < 2; ++axis)
-      first_[axis] = t_.pass == Pass::forward ? -g.padding[axis + 1] : g.padding[axis + 1] - (R - 1);
+  explicit WinogradTiles(const ConvArguments<T>& arguments) : Base(arguments, M * pixels_of_output(arguments)) {
+    const bool forward = t_.pass == Pass::forward;
+    writes_pairs_ = R == 2 && !forward;
+    read_step_ = R == 2 && forward ? 2 : 1;
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t padding = t_.geometry.padding[axis + 1];
+      first_[axis] = forward ? -padding : R == 3 ? padding - 2 : (padding + 1) / 2 - 1;
+      middle_[axis] = forward || padding % 2 == 0 ? 1 : 0;
+      outer_pixel_[axis] = padding % 2;
+    }
+    const int64_t pixels = pixels_of_output(arguments);
+    tile_rows_ = Rows(divide_up(t_.written_size[1], pixels), divide_up(t_.written_size[2], pixels));
   }
 
  private:
-  using Base::block_tiles_, Base::last_, Base::row_stride_, Base::t_;
+  using Base::block_tiles_, Base::last_, Base::row_stride_, Base::t_, Base::tile_size_;
   using typename Base::Block, typename Base::Scratch, typename Base::Strip;
-  static constexpr int64_t kRows = kPoints, kBlockTiles = 48, kFewTiles = 64;
+  using Rows = TileRows<R>;
+  using Tile = typename Rows::Tile;
+  static constexpr int M = Rows::M, kLines = Rows::kLines, kMatrices = Rows::kMatrices;
+  static constexpr int kPairs = R == 2 ? 2 : 1;  // pixels that an output may be, along an axis
+  static constexpr int64_t kRows = Rows::kRows, kBlockTiles = R == 3 ? 48 : 24, kFewTiles = R == 3 ? 64 : 32;
 
-  static constexpr const auto& weight_matrix() { return winograd<M, R>.weight; }
+  using WeightTransform = CONVLAB_ISA::WeightTransform<R>;
 
+  // Pixels of an output of a tile, along an axis: with stride 2, backward input writes pairs.
+  static int64_t pixels_of_output(const ConvArguments<T>& arguments) {
+    return R == 2 && arguments.pass == Pass::backward_input ? 2 : 1;
+  }
   int64_t strip_size(int64_t tiles) const {
-    return (tiles * M + R - 1) * N * std::max<int64_t>(row_stride_, kPanel<A>);
+    constexpr int64_t read = (R == 3 ? 1 : 2) * M;  // pixels from tile to tile, at most
+    return std::max((read * tiles + R - 1) * (read + R - 1) * row_stride_, tiles * kPairs * M * kPairs * M * kPanel<A>);
+  }
+  typename Rows::Strip rows_at(Block block, const Strip& strip) const {
+    return tile_rows_.strip_at(block.begin, block.begin + strip.tile, block_tiles_);
   }
 
   // ---- input
 
-  void transform_input(int64_t group, Block, const Strip& strip, A* input, const Scratch& s) const {
-    const int64_t y = strip.y + first_[0], x = strip.x + first_[1];
-    const int64_t height = t_.read_size[1], width = t_.read_size[2];
-    if (last_) {
-      const int64_t stride = t_.read_channels * t_.geometry.groups;
-      const T* image = t_.read + strip.n * height * width * stride + group * t_.read_channels;
-      for (int64_t tile = 0; tile < strip.tiles; ++tile)
-        transform_tile(image + (y * width + x + tile * M) * stride, width * stride, stride, y, height, x + tile * M,
-                       width, input + (strip.tile + tile) * row_stride_);
-      return;
-    }
-    const int64_t columns = strip.tiles * M + R - 1;
-    const T* image = t_.read + (strip.n * t_.geometry.groups + group) * t_.read_channels * height * width;
-    fill_strip(image, t_.read_channels, height, width, y, x, N, columns, row_stride_, s.strip);
-    for (int64_t tile = 0; tile < strip.tiles; ++tile)
-      transform_tile<A>(s.strip + tile * M * row_stride_, columns * row_stride_, row_stride_, 0, N, tile * M, columns,
-                        input + (strip.tile + tile) * row_stride_);
+  void transform_input(int64_t group, Block block, const Strip& strip, A* input, const Scratch& s) const {
+    if constexpr (R == 2)
+      if (read_step_ == 2) return transform_strip<2>(group, block, strip, input, s);
+    transform_strip<1>(group, block, strip, input, s);
   }
 
-  // B^T d B of one tile for all channels; pixel (i, j) of it is at corner + i*line + j*pixel, and is read if y+i lies
-  // in [0, height) and x+j in [0, width).
-  template <class U>
-  void transform_tile(const U* corner, int64_t line, int64_t pixel, int64_t y, int64_t height, int64_t x, int64_t width,
-                      A* target) const {
-    constexpr const auto& matrices = winograd<M, R>;
-    const bool inside = y >= 0 && y + N <= height && x >= 0 && x + N <= width;
-    const int64_t point_stride = block_tiles_ * row_stride_;
-    for (int64_t c = 0; c < t_.read_channels; c += lanes<A>) {
-      const bool whole = std::is_same_v<U, A> && !last_ ? true : c + lanes<A> <= t_.read_channels;
-      vec<A> half[N * N];
-      for (int i = 0; i < N; ++i) {
-        vec<A> d[N];
-        const U* from = corner + i * line + c;
-        if (inside && whole) {
-          CONVLAB_UNROLL for (int j = 0; j < N; ++j) d[j] = load(from + j * pixel);
-        } else {
-          for (int j = 0; j < N; ++j) {
-            const bool present = y + i >= 0 && y + i < height && x + j >= 0 && x + j < width;
-            d[j] = !present ? vec<A>{}
-                   : whole  ? load(from + j * pixel)
-                            : load_partial(from + j * pixel, t_.read_channels - c);
-          }
-        }
-        transform<A>(matrices.input, d, 1, half + i * N, 1);
-      }
-      for (int j = 0; j < N; ++j) {
-        vec<A> point[N];
-        transform<A>(matrices.input, half + j, N, point, 1);
-        CONVLAB_UNROLL for (int i = 0; i < N; ++i) store(target + (i * N + j) * point_stride + c, point[i]);
-      }
+  template <int Step>
+  void transform_strip(int64_t group, Block block, const Strip& strip, A* input, const Scratch& s) const {
+    constexpr int64_t step = Step * M;  // pixels from tile to tile
+    const int64_t y = strip.y / tile_size_ * step + first_[0], x = strip.x / tile_size_ * step + first_[1];
+    const int64_t height = t_.read_size[1], width = t_.read_size[2], channels = t_.read_channels;
+    const auto rows = rows_at(block, strip);
+    const auto transform_tiles = [&](auto source) {
+      for (int64_t tile = 0; tile < strip.tiles; ++tile, source.advance(step))
+        transform_input_tile<A, R, Step>(tile_rows_.tile_at(rows, tile), source, middle_, [&](int64_t channel) {
+          return [to = input + channel, stride = row_stride_](int64_t row) { return to + row * stride; };
+        });
+    };
+    if (last_) {
+      const int64_t stride = channels * t_.geometry.groups;
+      const T* image = t_.read + strip.n * height * width * stride + group * channels;
+      transform_tiles(
+          TileSource<T>{image + (y * width + x) * stride, width * stride, stride, y, height, x, width, channels});
+      return;
     }
+    const int64_t lines = step + R - 1, columns = strip.tiles * step + R - 1;
+    const T* image = t_.read + (strip.n * t_.geometry.groups + group) * channels * height * width;
+    fill_strip(image, channels, height, width, y, x, lines, columns, row_stride_, s.strip);
+    transform_tiles(
+        TileSource<A>{s.strip, columns * row_stride_, row_stride_, 0, lines, 0, columns, round_up(channels, lanes<A>)});
   }
 
   // ---- products
 
-  // M[point][tile] (+)= V[point][tile][channels] U[point][channels] for `depth` channels of one panel.
+  // For `depth` channels of one panel: of each pair of matrices, rows of V times its weights are (or are added to) rows
+  // of M.
   void multiply(int64_t panel, Block block, const A* input, const A* u, int64_t point_stride, int64_t depth,
                 bool accumulate, const Scratch& s) const {
     const int vectors = panel_width<A>(t_.written_channels, panel) / lanes<A>;
-    for (int p = 0; p < kPoints; ++p)
-      this->multiply_rows(input + p * block_tiles_ * row_stride_, u + p * point_stride, depth, vectors, block.tiles,
-                          accumulate, s.product + p * block_tiles_ * kPanel<A>, s);
+    const int64_t end = block.begin + block.tiles;
+    for (int y = 0; y < kMatrices; ++y)
+      for (int x = 0; x < kMatrices; ++x, u += point_stride) {
+        const int64_t first = Rows::first_row(y, x, block_tiles_);
+        const int64_t count = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, block.begin);
+        this->multiply_rows(input + first * row_stride_, u, depth, vectors, count, accumulate,
+                            s.product + first * kPanel<A>, s);
+      }
   }
 
   // ---- output
 
-  void transform_output(int64_t group, int64_t panel, Block, const Strip& strip, const Scratch& s) const {
+  void transform_output(int64_t group, int64_t panel, Block block, const Strip& strip, const Scratch& s) const {
     const int64_t height = t_.written_size[1], width = t_.written_size[2];
     const int64_t first = panel * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, t_.written_channels - first);
-    const int64_t lines = std::min<int64_t>(M, height - strip.y);
     const int64_t stride = t_.written_channels * t_.geometry.groups;
+    const int64_t lines = std::min(tile_size_, height - strip.y);
+    const auto rows = rows_at(block, strip);
     if (last_) {
       T* image = t_.written + strip.n * height * width * stride + group * t_.written_channels + first;
       for (int64_t tile = 0; tile < strip.tiles; ++tile) {
-        const int64_t x = strip.x + tile * M;
-        untransform_tile(s.product + (strip.tile + tile) * kPanel<A>, s.bias, columns, t_.epilogue,
+        const int64_t x = strip.x + tile * tile_size_;
+        untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, columns, t_.epilogue,
                          image + (strip.y * width + x) * stride, width * stride, stride, lines,
-                         std::min<int64_t>(M, width - x));
+                         std::min(tile_size_, width - x));
       }
       return;
     }
-    const int64_t pixels = std::min(strip.tiles * M, width - strip.x), pitch = strip.tiles * M;
+    const int64_t pixels = std::min(strip.tiles * tile_size_, width - strip.x), pitch = strip.tiles * tile_size_;
     for (int64_t tile = 0; tile < strip.tiles; ++tile)
-      untransform_tile<A>(s.product + (strip.tile + tile) * kPanel<A>, s.bias, round_up(columns, lanes<A>),
-                          Epilogue<A>{}, s.strip + tile * M * kPanel<A>, pitch * kPanel<A>, kPanel<A>, M, M);
+      untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, round_up(columns, lanes<A>), Epilogue<A>{},
+                       s.strip + tile * tile_size_ * kPanel<A>, pitch * kPanel<A>, int64_t{kPanel<A>}, lines,
+                       std::min(tile_size_, pixels - tile * tile_size_));
     T* image = t_.written + (strip.n * stride + group * t_.written_channels + first) * height * width;
     for (int64_t i = 0; i < lines; ++i)
       this->store_lines(s.strip + i * pitch * kPanel<A>, pixels, columns, image + (strip.y + i) * width + strip.x,
                         height * width);
   }
 
-  // A^T m A of one tile, plus the bias, through the epilogue; writes `lines` x `pixels` of the M x M outputs.
+  // The outputs of one tile, plus the bias, through the epilogue; writes `lines` x `pixels` of them.
   template <class U>
-  void untransform_tile(const A* product, const A* bias, int64_t columns, const Epilogue<U>& epilogue, U* corner,
-                        int64_t line, int64_t pixel, int64_t lines, int64_t pixels) const {
-    constexpr const auto& matrices = winograd<M, R>;
-    const int64_t point_stride = block_tiles_ * kPanel<A>;
+  void untransform_tile(const Tile& tile, const A* product, const A* bias, int64_t columns, const Epilogue<U>& epilogue,
+                        U* corner, int64_t line, int64_t pixel, int64_t lines, int64_t pixels) const {
     for (int64_t k = 0; k < columns; k += lanes<A>) {
       const bool whole = k + lanes<A> <= columns;
-      vec<A> half[M * N];
-      for (int j = 0; j < N; ++j) {
-        vec<A> m[N];
-        CONVLAB_UNROLL for (int i = 0; i < N; ++i) m[i] = load(product + (i * N + j) * point_stride + k);
-        transform<A>(matrices.output, m, 1, half + j, N);
-      }
+      vec<A> half[kPairs * M * kLines];
+      with_outputs(tile.outputs[0], [&](auto outputs) {
+        constexpr int m = outputs(), count = R == 2 ? 2 * m + 1 : m + 2;
+        for (int j = 0; j < tile.lines(1); ++j) {
+          vec<A> row[count];
+          CONVLAB_UNROLL for (int i = 0; i < count; ++i) row[i] = load(product + tile.row[i][j] * kPanel<A> + k);
+          combine<m>(row, outer_pixel_[0], half + j, kLines);
+        }
+      });
       const vec<A> start = load(bias + k);
-      for (int64_t i = 0; i < lines; ++i) {
-        vec<A> y[M];
-        transform<A>(matrices.output, half + i * N, 1, y, 1);
-        CONVLAB_UNROLL for (int j = 0; j < M; ++j) {
-          if (j >= pixels) break;
-          U* target = corner + i * line + j * pixel + k;
-          if (whole)
-            epilogue.store(target, y[j] + start);
-          else
-            epilogue.store_partial(target, y[j] + start, columns - k);
+      with_outputs(tile.outputs[1], [&](auto outputs) {
+        constexpr int m = outputs();
+        for (int64_t i = 0; i < lines; ++i) {
+          vec<A> y[kPairs * m];
+          combine<m>(half + i * kLines, outer_pixel_[1], y, 1);
+          U* target = corner + i * line + k;
+          CONVLAB_UNROLL for (int j = 0; j < kPairs * m; ++j, target += pixel) {
+            if (R == 2 && j >= pixels) break;
+            if (whole)
+              epilogue.store(target, y[j] + start);
+            else
+              epilogue.store_partial(target, y[j] + start, columns - k);
+          }
+        }
+      });
+    }
+  }
+
+  // From the points, and the rows of the middle tap, to outputs: their sum forward, side by side in backward input.
+  template <int Outputs>
+  CONVLAB_INLINE void combine(const vec<A>* row, int64_t outer_pixel, vec<A>* y, int y_step) const {
+    if constexpr (R == 3) {
+      transform<OutputTransform<Outputs, R>, A>(row, 1, y, y_step);
+    } else {
+      vec<A> outer[Outputs];
+      transform<OutputTransform<Outputs, R>, A>(row, 1, outer, 1);
+      CONVLAB_UNROLL for (int i = 0; i < Outputs; ++i) {
+        const vec<A> middle = row[Outputs + 1 + i];
+        if (writes_pairs_) {
+          y[(2 * i + outer_pixel) * y_step] = outer[i];
+          y[(2 * i + 1 - outer_pixel) * y_step] = middle;
+        } else {
+          y[i * y_step] = outer[i] + middle;
         }
       }
     }
   }
 
-  int64_t first_[2];
+  Rows tile_rows_;
+  bool writes_pairs_;
+  int64_t read_step_;
+  // Along each axis: the first pixel read by tile 0; the middle tap's first pixel, in a tile; which pixel of a pair the
+  // outer taps write (backward input).
+  int64_t first_[2], middle_[2], outer_pixel_[2];
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

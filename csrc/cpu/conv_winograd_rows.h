@@ -1,0 +1,251 @@
+// How tiles of a Winograd convolution become rows of matrix products, and back.
+//
+// R = 3, stride 1: a tile of m outputs along an axis is F(m, 3), m + 2 points.
+// R = 2, stride 2: output i reads 2i-p, 2i+1-p and 2i+2-p. The outer two taps are a 2-tap filter with stride 1 on the
+// pixels of one parity, F(m, 2), m + 1 points; the middle tap is a product with those of the other, m rows of a matrix
+// product with one and the same weight. Backward input reads m + 1 pixels and writes pairs: pixels of one parity see
+// the 2-tap filter, the others the middle tap. Along each axis there are 6 matrices of weights: 5 points, or 5 points
+// and the middle tap. A pair of them, one per axis, is a product of its own, and every tile has some rows of it. m is
+// 4; the last tile of a line has only the outputs left over, and so fewer points (winograd_matrices.h), so that small
+// maps waste nothing.
+#pragma once
+#include "conv_gather.h"
+#include "conv_gemm_channels_last.h"
+#include "winograd_transform.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+// The rows of tiles, counted in the order of images, rows of tiles and columns.
+template <int R>
+class TileRows {
+ public:
+  static constexpr int M = 4;                                // outputs of a tile along an axis, at most
+  static constexpr int kMatrices = 6;                        // along an axis
+  static constexpr int kLines = R == 2 ? 2 * M + 1 : M + 2;  // rows of a tile along an axis, at most
+  static constexpr int kRows = kLines * kLines;
+
+  TileRows() = default;
+  TileRows(int64_t height, int64_t width) : outputs_{height, width} {
+    for (int axis = 0; axis < 2; ++axis) {
+      tiles_[axis] = divide_up(outputs_[axis], M);
+      for (int m = 0; m < kMatrices; ++m)
+        axis_rows_[axis][m] = (tiles_[axis] - 1) * rows_of(m, M) + rows_of(m, tile_outputs(axis, tiles_[axis] - 1));
+    }
+  }
+
+  // Where the rows of a pair of matrices start; there is room for `tiles` full tiles.
+  static int64_t first_row(int y, int x, int64_t tiles) {
+    if (R == 3) return tiles * (y * kMatrices + x);
+    return tiles * (y < 5 ? y * kLines + x : 5 * kLines + M * x);
+  }
+
+  // Rows of all tiles before one.
+  int64_t rows_before(int my, int mx, int64_t tile) const {
+    const int64_t n = tile / tiles_[1] / tiles_[0], y = tile / tiles_[1] % tiles_[0], x = tile % tiles_[1];
+    const int64_t lines = n * axis_rows_[0][my] + y * rows_of(my, M);
+    return lines * axis_rows_[1][mx] + (x > 0 ? rows_of(my, tile_outputs(0, y)) * x * rows_of(mx, M) : 0);
+  }
+
+  // Tiles of a block that lie in one row of tiles: the first row, of each pair of matrices, of the first tile.
+  struct Strip {
+    int64_t outputs;  // of its tiles, along y
+    int64_t column;   // of the first tile
+    int64_t first[kMatrices][kMatrices];
+  };
+  // `room`: for how many full tiles there is room in the block.
+  Strip strip_at(int64_t block_begin, int64_t tile, int64_t room) const {
+    Strip strip;
+    strip.outputs = tile_outputs(0, tile / tiles_[1] % tiles_[0]);
+    strip.column = tile % tiles_[1];
+    for (int y = 0; y < kMatrices; ++y)
+      for (int x = 0; x < kMatrices; ++x)
+        strip.first[y][x] = first_row(y, x, room) + rows_before(y, x, tile) - rows_before(y, x, block_begin);
+    return strip;
+  }
+
+  // One tile: its outputs along the axes, and the row of each of its points.
+  struct Tile {
+    int64_t outputs[2];
+    int64_t row[kLines][kLines];
+
+    int lines(int axis) const { return static_cast<int>(R == 2 ? 2 * outputs[axis] + 1 : outputs[axis] + 2); }
+  };
+  Tile tile_at(const Strip& strip, int64_t index) const {
+    Tile tile;
+    tile.outputs[0] = strip.outputs;
+    tile.outputs[1] = tile_outputs(1, strip.column + index);
+    const int lines = tile.lines(0), columns = tile.lines(1);
+    for (int i = 0; i < lines; ++i) {
+      const Line y = line(i, tile.outputs[0]);
+      for (int j = 0; j < columns; ++j) {
+        const Line x = line(j, tile.outputs[1]);
+        const int64_t before = index * rows_of(y.matrix, tile.outputs[0]) * rows_of(x.matrix, M);
+        tile.row[i][j] =
+            strip.first[y.matrix][x.matrix] + before + y.index * rows_of(x.matrix, tile.outputs[1]) + x.index;
+      }
+    }
+    return tile;
+  }
+
+ private:
+  // Rows of a tile of m outputs, along an axis.
+  static int64_t rows_of(int matrix, int64_t m) {
+    if (R == 3) return matrix == 5 || matrix <= m;
+    return matrix == 5 ? m : matrix == 4 || matrix < m;
+  }
+  int64_t tile_outputs(int axis, int64_t tile) const { return std::min<int64_t>(M, outputs_[axis] - tile * M); }
+
+  // Which matrix row i of a tile of m outputs belongs to, and the how many-th of its rows it is: finite points,
+  // infinity, the middle tap.
+  struct Line {
+    int matrix;
+    int64_t index;
+  };
+  static Line line(int i, int64_t m) {
+    const int64_t finite = R == 3 ? m + 1 : m;
+    if (i < finite) return {i, 0};
+    if (i == finite) return {R == 3 ? 5 : 4, 0};
+    return {5, i - finite - 1};
+  }
+
+  int64_t outputs_[2], tiles_[2], axis_rows_[2][kMatrices];
+};
+
+// G of every tile, [matrix][tap], and its transpose.
+struct TileMatrices {
+  double weight[6][3]{}, adjoint[3][6]{};
+
+  constexpr explicit TileMatrices(int taps) {
+    for (int j = 0; j < taps + 3; ++j)
+      for (int tap = 0; tap < taps; ++tap)
+        weight[j][taps == 2 ? 2 * tap : tap] =
+            taps == 2 ? winograd<4, 2>.weight[j][tap % 2] : winograd<4, 3>.weight[j][tap];
+    if (taps == 2) weight[5][1] = 1;
+    for (int tap = 0; tap < 3; ++tap)
+      for (int j = 0; j < 6; ++j) adjoint[tap][j] = weight[j][tap];
+  }
+};
+template <int R>
+constexpr TileMatrices tile_matrices{R};
+
+template <int R>
+struct WeightTransform {
+  static constexpr const auto& matrix = tile_matrices<R>.weight;
+};
+template <int R>
+struct WeightAdjoint {
+  static constexpr const auto& matrix = tile_matrices<R>.adjoint;
+};
+
+// body(integral_constant m): transforms are compiled for each number of outputs.
+template <class Body>
+CONVLAB_INLINE void with_outputs(int64_t m, const Body& body) {
+  switch (m) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    default:
+      return body(std::integral_constant<int, 4>{});
+  }
+}
+
+// Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y+i lies in [0, height)
+// and x+j in [0, width).
+template <class U>
+struct TileSource {
+  using A = accumulate_t<U>;
+
+  const U* corner;
+  int64_t line, pixel;
+  int64_t y, height, x, width;
+  int64_t channels;  // of a pixel; those up to a whole vector are zeros
+
+  void advance(int64_t pixels) { corner += pixels * pixel, x += pixels; }
+  // Some channels of `Pixels` pixels of line i.
+  template <int Pixels>
+  CONVLAB_INLINE void load_line(int64_t i, int64_t channel, vec<A>* d) const {
+    const U* from = corner + i * line + channel;
+    const bool whole = channel + lanes<A> <= channels, outside = y + i < 0 || y + i >= height;
+    if (whole && !outside && x >= 0 && x + Pixels <= width) {
+      CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) d[j] = load(from + j * pixel);
+      if constexpr (Pixels > 6)  // too many short runs for the processor to foresee the next channels
+        CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) __builtin_prefetch(from + j * pixel + lanes<A>);
+      return;
+    }
+    CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) {
+      if (outside || x + j < 0 || x + j >= width)
+        d[j] = vec<A>{};
+      else
+        d[j] = whole ? load(from + j * pixel) : load_partial(from + j * pixel, channels - channel);
+    }
+  }
+};
+
+// The input of one tile, for all channels: place(channel)(row) is where a vector goes. Along an axis, Step pixels are
+// read per output (2 forward with stride 2), and the middle tap's first one is number `middle`.
+template <class A, int R, int Step, class U, class Place>
+void transform_input_tile(const typename TileRows<R>::Tile& tile, const TileSource<U>& source,
+                          const int64_t (&middle)[2], const Place& place) {
+  constexpr int kRead = Step * TileRows<R>::M + R - 1, kLines = TileRows<R>::kLines;
+  static_assert(kRead <= 9 && (R == 2 || Step == 1));
+  for (int64_t c = 0; c < source.channels; c += lanes<A>) {
+    vec<A> half[kRead * kLines];
+    with_outputs(tile.outputs[1], [&](auto outputs) {
+      constexpr int m = outputs(), points = m + R - 1;
+      for (int64_t i = 0; i < Step * tile.outputs[0] + R - 1; ++i) {
+        vec<A> d[Step * m + R - 1];
+        source.template load_line<Step * m + R - 1>(i, c, d);
+        vec<A>* to = half + i * kLines;
+        transform<InputTransform<m, R>, A>(d, Step, to, 1);
+        if constexpr (R == 2) CONVLAB_UNROLL for (int j = 0; j < m; ++j) to[points + j] = d[Step * j + middle[1]];
+      }
+    });
+    const auto target = place(c);
+    with_outputs(tile.outputs[0], [&](auto outputs) {
+      constexpr int m = outputs(), points = m + R - 1;
+      for (int j = 0; j < tile.lines(1); ++j) {
+        vec<A> point[points];
+        transform<InputTransform<m, R>, A>(half + j, Step * kLines, point, 1);
+        CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(target(tile.row[i][j]), point[i]);
+        if constexpr (R == 2)
+          CONVLAB_UNROLL for (int i = 0; i < m; ++i)
+              store(target(tile.row[points + i][j]), half[(Step * i + middle[0]) * kLines + j]);
+      }
+    });
+  }
+}
+
+// The gradient of a tile's outputs with respect to its rows, which is the output transform's transpose.
+template <class A, int R, class U, class Place>
+void transform_gradient_tile(const typename TileRows<R>::Tile& tile, const TileSource<U>& source, const Place& place) {
+  constexpr int kLines = TileRows<R>::kLines;
+  const auto spread = [](auto outputs, const vec<A>* from, int from_stride, vec<A>* to) {
+    constexpr int m = outputs();
+    transform<OutputAdjoint<m, R>, A>(from, from_stride, to, 1);
+    if constexpr (R == 2) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
+  };
+  for (int64_t c = 0; c < source.channels; c += lanes<A>) {
+    vec<A> half[TileRows<R>::M * kLines];
+    with_outputs(tile.outputs[1], [&](auto outputs) {
+      for (int64_t i = 0; i < tile.outputs[0]; ++i) {
+        vec<A> d[outputs()];
+        source.template load_line<outputs()>(i, c, d);
+        spread(outputs, d, 1, half + i * kLines);
+      }
+    });
+    const auto target = place(c);
+    with_outputs(tile.outputs[0], [&](auto outputs) {
+      constexpr int m = outputs(), count = R == 2 ? 2 * m + 1 : m + 2;
+      for (int j = 0; j < tile.lines(1); ++j) {
+        vec<A> row[count];
+        spread(outputs, half + j, kLines, row);
+        CONVLAB_UNROLL for (int i = 0; i < count; ++i) store(target(tile.row[i][j]), row[i]);
+      }
+    });
+  }
+}
+
+}  // namespace convlab::cpu::CONVLAB_ISA
