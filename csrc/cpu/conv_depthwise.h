@@ -9,8 +9,8 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-constexpr int kWindowPixels = CONVLAB_VECTOR_BYTES == 64 ? 8 : 4;  // 32 or 16 registers
-constexpr int kWindowTaps = CONVLAB_VECTOR_BYTES == 64 ? 7 : 5;
+constexpr int kWindowPixels = CONVLAB_VECTOR_BYTES == 64 ? 8 : 7;  // of 32 or 16 registers; 7 divides the usual maps
+constexpr int kWindowTaps = 7;
 
 // Which of a window's inputs exist.
 enum class Window { inside, border, partial };  // all; not every pixel; not every pixel nor every lane

@@ -180,6 +180,7 @@ class GemmChannelsFirst {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t row = rows * tile / tiles, height = rows * (tile + 1) / tiles - row;
       point_at_weights(phase, group, first_row + row, height, s.rows);
+      product.row_pitch = height;
       product.row_start = channel == 0 && t_.bias ? bias : nullptr;
       if (t_.bias)
         for (int64_t r = 0; r < height; ++r)

@@ -107,29 +107,35 @@ class GemmChannelsLast {
   static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
   static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
 
+  // What the kernel's lines read for a line of pixels, from the input's first column on; for those outside, zeros that
+  // are not counted along.
+  struct Line {
+    const T* first;
+    int64_t step;  // per column
+  };
   struct Scratch {
-    const S** rows;        // [tile][segment][row of the tile]
-    const S** panels;      // [segment]
-    int64_t* tap_offsets;  // [tap of the phase], from the first one
-    T** outputs;           // [row]
-    A** tile_outputs;      // [row of a tile]
+    const S** rows;    // [segment][row]
+    const S** panels;  // [segment]
+    T** outputs;       // [row]
+    A** tile_outputs;  // [row of a tile]
     S* zeros;
-    A* staged;   // [row][column], where results cannot be written in place
-    A* bias;     // one panel of it
-    S* patches;  // [row][tap, channel]
+    A* staged;    // [row][column], where results cannot be written in place
+    A* bias;      // one panel of it
+    S* patches;   // [row][tap, channel]
+    Line* lines;  // [kernel line]
   };
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = t_.geometry.taps();
     return {carver.take<const S*>(block_rows_ * taps),
             carver.take<const S*>(taps),
-            carver.take<int64_t>(taps),
             carver.take<T*>(block_rows_),
             carver.take<A*>(kTileRows),
             carver.take<S>(segment_depth()),
             carver.take<A>(block_rows_ * kPanel<A>),
             carver.take<A>(kPanel<A>),
-            carver.take<S>(copies_patches_ ? block_rows_ * patch_stride_ : 0)};
+            carver.take<S>(copies_patches_ ? block_rows_ * patch_stride_ : 0),
+            carver.take<Line>(taps)};
   }
 
   S* packed(int64_t group, int64_t panel) const {
@@ -163,87 +169,80 @@ class GemmChannelsLast {
         return;
       }
     }
-    const int64_t count = segments(phase);
-    if (!copies_patches_) {
-      int64_t* offset = s.tap_offsets;
-      for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
-        for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
-          for (int64_t jx = 0; jx < phase.axis[2].taps; ++jx)
-            *offset++ =
-                ((jz * phase.axis[0].offset_step * t_.read_size[1] + jy * phase.axis[1].offset_step) * t_.read_size[2] +
-                 jx * phase.axis[2].offset_step) *
-                read_stride;
-    }
+    const int64_t count = segments(phase), written_step = phase.axis[2].step * written_stride;
     PixelWalk pixel(phase, begin);
-    for_each_tile(rows, [&](int64_t first, int64_t height) {
-      for (int64_t r = 0; r < height; ++r, pixel.advance(1)) {
-        const T* image = t_.read + pixel.n * t_.read_pixels() * read_stride + group * t_.read_channels;
-        s.outputs[first + r] = t_.written + group * t_.written_channels +
-                               (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_stride;
-        const S** pointers = s.rows + first * count + r;
-        if constexpr (!kConverts) {
-          if (lines_) {
-            point_at_lines(phase, pixel, image, s, s.patches + (first + r) * patch_stride_, pointers, height);
-            continue;
-          }
+    for (int64_t row = 0; row < rows;) {
+      const int64_t run = std::min(rows - row, pixel.left_in_row());
+      const T* image = t_.read + pixel.n * t_.read_pixels() * read_stride + group * t_.read_channels;
+      T* written = t_.written + group * t_.written_channels +
+                   (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * written_stride;
+      for (int64_t r = 0; r < run; ++r) s.outputs[row + r] = written + r * written_step;
+      if (copies_patches_ && !lines_) {
+        PixelWalk each = pixel;
+        for (int64_t r = row; r < row + run; ++r, ++each.x) {
+          S* patch = s.patches + r * patch_stride_;
+          copy_patch(phase, each, image, read_stride, patch);
+          for (int64_t j = 0; j < count; ++j) s.rows[j * block_rows_ + r] = patch + j * tap_depth_;
         }
-        if (copies_patches_) {
-          S* patch = s.patches + (first + r) * patch_stride_;
-          copy_patch(phase, pixel, image, read_stride, patch);
-          for (int64_t j = 0; j < count; ++j) pointers[j * height] = patch + j * tap_depth_;
-        } else if constexpr (!kConverts) {
-          if (is_inside(phase, pixel)) {
-            const T* corner = image + corner_pixel(phase, pixel) * read_stride;
-            for (int64_t j = 0; j < count; ++j) pointers[j * height] = corner + s.tap_offsets[j];
-          } else {
-            for_each_tap(phase, pixel, [&](int64_t j, int64_t at) {
-              pointers[j * height] = at < 0 ? s.zeros : image + at * read_stride;
-            });
-          }
-        }
+      } else if constexpr (!kConverts) {
+        find_lines(phase, pixel, image, read_stride, s);
+        point_at_run(phase, pixel.x, run, row, s);
       }
-    });
-  }
-
-  void point_at_lines(const Phase& phase, const PixelWalk& pixel, const T* image, const Scratch& s, S* patch,
-                      const S** pointers, int64_t height) const {
-    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
-    const int64_t channels = t_.read_channels, taps = ax->taps, x = pixel.x * ax->read_step + ax->offset_first;
-    const int64_t begin = std::clamp<int64_t>(-x, 0, taps), end = std::clamp<int64_t>(t_.read_size[2] - x, begin, taps);
-    for (int64_t jz = 0; jz < az->taps; ++jz) {
-      const int64_t z = pixel.z * az->read_step + az->offset(jz);
-      for (int64_t jy = 0; jy < ay->taps; ++jy, pointers += height, patch += taps * channels) {
-        const int64_t y = pixel.y * ay->read_step + ay->offset(jy);
-        const T* line = image + ((z * t_.read_size[1] + y) * t_.read_size[2] + x) * channels;
-        if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1]) {
-          *pointers = s.zeros;
-        } else if (begin == 0 && end == taps) {
-          *pointers = line;
-        } else {
-          std::fill(patch, patch + taps * channels, S{});
-          copy_span<1>(line + begin * channels, 1, (end - begin) * channels, patch + begin * channels);
-          *pointers = patch;
-        }
-      }
+      row += run;
+      pixel.advance(run);
     }
   }
 
-  // What the phase's first tap reads.
-  int64_t corner_pixel(const Phase& phase, const PixelWalk& pixel) const {
-    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
-    const int64_t z = pixel.z * az->read_step + az->offset_first, y = pixel.y * ay->read_step + ay->offset_first;
-    return (z * t_.read_size[1] + y) * t_.read_size[2] + pixel.x * ax->read_step + ax->offset_first;
+  void find_lines(const Phase& phase, const PixelWalk& pixel, const T* image, int64_t read_stride,
+                  const Scratch& s) const {
+    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1];
+    Line* line = s.lines;
+    for (int64_t jz = 0; jz < az->taps; ++jz)
+      for (int64_t jy = 0; jy < ay->taps; ++jy, ++line) {
+        const int64_t z = pixel.z * az->read_step + az->offset(jz), y = pixel.y * ay->read_step + ay->offset(jy);
+        const bool outside = z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1];
+        line->first = outside ? s.zeros : image + (z * t_.read_size[1] + y) * t_.read_size[2] * read_stride;
+        line->step = outside ? 0 : read_stride;
+      }
   }
-  bool is_inside(const Phase& phase, const PixelWalk& pixel) const {
-    const int64_t at[kMaxSpatial] = {pixel.z, pixel.y, pixel.x};
-    bool inside = true;
-    CONVLAB_UNROLL for (int i = 0; i < kMaxSpatial; ++i) {
-      const AxisPhase& axis = phase.axis[i];
-      const int64_t first = at[i] * axis.read_step + axis.offset_first;
-      const int64_t last = first + (axis.taps - 1) * axis.offset_step;
-      inside &= std::min(first, last) >= 0 && std::max(first, last) < t_.read_size[i];
+
+  // Rows of `run` neighbouring pixels, the first of which is number x of its line and `row` of the block.
+  void point_at_run(const Phase& phase, int64_t x, int64_t run, int64_t row, const Scratch& s) const {
+    const AxisPhase axis = phase.axis[2].ascending(), &own = phase.axis[2];
+    const int64_t lines = phase.axis[0].taps * phase.axis[1].taps, taps = lines_ ? 1 : axis.taps;
+    const Inside first(x * axis.read_step + axis.offset(0), axis.read_step, run, t_.read_size[2]);
+    const Inside last(x * axis.read_step + axis.offset(axis.taps - 1), axis.read_step, run, t_.read_size[2]);
+    const int64_t begin = std::max(first.begin, last.begin), end = std::max(begin, std::min(first.end, last.end));
+    for (int64_t line = 0; line < lines; ++line)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Line& from = s.lines[line];
+        const S** to = s.rows + (line * taps + tap) * block_rows_ + row;
+        const S* p = from.first + ((x + begin) * own.read_step + own.offset(tap)) * from.step;
+        for (int64_t r = begin; r < end; ++r, p += own.read_step * from.step) to[r] = p;
+      }
+    for (int64_t r = 0; r < run; r = r + 1 == begin ? end : r + 1) {
+      if (r >= begin && r < end) continue;
+      for (int64_t line = 0; line < lines; ++line)
+        point_at_border(own, x + r, s.lines[line], s.rows + line * taps * block_rows_ + row + r,
+                        s.patches + (row + r) * patch_stride_ + line * segment_depth(), s);
     }
-    return inside;
+  }
+
+  // What the taps of one kernel line read for a pixel near the border.
+  void point_at_border(const AxisPhase& axis, int64_t pixel, const Line& line, const S** pointers, S* patch,
+                       const Scratch& s) const {
+    const int64_t x = pixel * axis.read_step + axis.offset_first, size = t_.read_size[2];
+    if (!lines_) {
+      for (int64_t tap = 0; tap < axis.taps; ++tap) {
+        const int64_t at = x + tap * axis.offset_step;
+        pointers[tap * block_rows_] = at >= 0 && at < size ? line.first + at * line.step : s.zeros;
+      }
+      return;
+    }
+    const int64_t begin = std::clamp<int64_t>(-x, 0, axis.taps), end = std::clamp<int64_t>(size - x, begin, axis.taps);
+    std::fill(patch, patch + segment_depth(), S{});
+    copy_span<1>(line.first + (x + begin) * line.step, 1, (end - begin) * line.step, patch + begin * line.step);
+    *pointers = patch;
   }
 
   // Calls visit(tap of the phase, pixel it reads or -1).
@@ -331,6 +330,7 @@ class GemmChannelsLast {
                   together = std::max<int64_t>(1, kDepth * products<S> / std::max<int64_t>(1, chunk));
     TileProduct<A, S, T> product;
     product.panels = s.panels;
+    product.row_pitch = block_rows_;
     product.outputs = s.tile_outputs;
     product.written_offset = first_column;
     bool first_chain = true;
@@ -349,7 +349,7 @@ class GemmChannelsLast {
         const bool finishes = in_place && last_chain && (kStagesSums || t_.epilogue.needed());
         product.epilogue = finishes ? &t_.epilogue : nullptr;
         for_each_tile(rows, [&](int64_t first, int64_t height) {
-          product.rows = s.rows + first * count + segment * height;
+          product.rows = s.rows + segment * block_rows_ + first;
           product.written = s.outputs + first;
           if constexpr (!kConverts)
             product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;

@@ -25,8 +25,9 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 // S: what is multiplied; A: what sums are kept in; T: what the finished sums are stored as.
 template <class A, class S = A, class T = A>
 struct TileProduct {
-  const S* const* rows = nullptr;    // [segments][rows of the tile]
+  const S* const* rows = nullptr;    // [segments][row_pitch], of which the tile's rows come first
   const S* const* panels = nullptr;  // [segments], each [depth][vectors * lanes][products<S>]
+  int64_t row_pitch = 0;             // whatever, with one segment
   int64_t segments = 1, depth = 0;   // depth in steps, of products<S> elements each
   int64_t row_offset = 0;            // added to every row pointer, in elements
   int64_t panel_offset = 0;          // added to every panel pointer
@@ -51,7 +52,7 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   constexpr int64_t line = 64 / sizeof(S);
   const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
   const int64_t ahead_step = t.ahead ? line : 0;
-  for (int64_t segment = 0; segment < t.segments; ++segment, rows += Rows) {
+  for (int64_t segment = 0; segment < t.segments; ++segment, rows += t.row_pitch) {
     const S* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
     const S* panel = t.panels[segment] + t.panel_offset;
