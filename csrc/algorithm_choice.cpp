@@ -102,15 +102,15 @@ double winograd_cost(const ConvProblem& problem) {
   const double per_input = halves && forward ? 24 : 12;  // tiles of 9x9 pixels, none of them read twice
   // Rows of the matrix products, in tiles of 36.
   const auto rows = [&](int64_t size) {
-    if (!halves) return 6 * ((size + 3) / 4);
+    if (!halves) return size + 2 * ((size + 3) / 4);
     const int64_t outputs = forward ? size : (size + 1) / 2;
     return 2 * outputs + (outputs + 3) / 4;
   };
   const double tiles = static_cast<double>(g.batch * rows(written[1]) * rows(written[2])) / points;
   const double read = static_cast<double>(read_channels);
   const double c = in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
-  // Backward weight reads and writes its sums once per round of 128 tiles.
-  const double rounds = problem.pass == Pass::backward_weight ? 1 + std::ceil(tiles / 128) : 1;
+  // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
+  const double rounds = problem.pass == Pass::backward_weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
   // The products of groups of one vector are too small to be fast.
   const double narrow = g.groups > 1 && k <= 16 && problem.pass != Pass::backward_weight ? 2.5 : 1;
