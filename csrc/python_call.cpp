@@ -65,6 +65,11 @@ class Arguments {
     PyObject* object = take();
     return object != nullptr && PyBool_Check(object) ? object == Py_True : refuse<bool>();
   }
+  Bound bound() {
+    PyObject* object = take();
+    if (object == Py_None) return std::nullopt;
+    return object != nullptr && PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : refuse<Bound>();
+  }
   int64_t integer() { return integer(take()); }
   // `axes` integers, or one for all of them.
   Axes axes(int64_t axes) {
@@ -148,7 +153,7 @@ PyObject* result_of(const Compute& compute) {
 
 PyObject* usual_way() { return Py_NewRef(Py_NotImplemented); }
 
-// dimensions, input, weight, bias, residual, packed, relu, stride, padding, dilation, groups, algorithm
+// dimensions, input, weight, bias, residual, packed, lower, upper, stride, padding, dilation, groups, algorithm
 PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments take(arguments, count);
@@ -156,12 +161,12 @@ PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const at::Tensor *input = take.tensor(), *weight = take.tensor();
   const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor(),
                        packed = take.optional_tensor();
-  const bool relu = take.boolean();
+  const Bound lower = take.bound(), upper = take.bound();
   const Parameters p = take.parameters(dimensions);
   if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
   return result_of([&] {
-    return convolution_fused(*input, *weight, bias, residual, packed, relu, p.stride, p.padding, p.dilation, p.groups,
-                             p.algorithm);
+    return convolution_fused(*input, *weight, bias, residual, packed, lower, upper, p.stride, p.padding, p.dilation,
+                             p.groups, p.algorithm);
   });
   END_HANDLE_TH_ERRORS
 }
@@ -205,7 +210,7 @@ PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Arguments take(arguments, count);
   const at::Tensor *input = take.tensor(), *weight = take.tensor();
   const OptionalTensor bias = take.optional_tensor();
-  const bool relu = take.boolean();
+  const Bound lower = take.boolean() ? Bound(0.0) : std::nullopt;
   if (!take.plain() || weight->dim() != 2 || input->dim() == 0) return usual_way();
   const int64_t features = weight->size(1), outputs = weight->size(0);
   if (input->size(-1) != features || input->numel() == 0 || outputs == 0 || weight->dtype() != input->dtype())
@@ -216,7 +221,7 @@ PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     size.back() = outputs;
     const int64_t one[] = {1, 1}, zero[] = {0, 0};
     return convolution_fused(input->reshape({-1, features, 1, 1}), weight->reshape({outputs, features, 1, 1}), bias,
-                             std::nullopt, std::nullopt, relu, one, zero, one, 1, "auto")
+                             std::nullopt, std::nullopt, lower, std::nullopt, one, zero, one, 1, "auto")
         .view(size);
   });
   END_HANDLE_TH_ERRORS

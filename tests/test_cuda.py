@@ -84,7 +84,7 @@ def test_fused(algorithm, format, dtype):
     parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups
     with emulator.emulated():
         fused = torch.ops.convlab.convolution_fused(
-            tensors["input"], tensors["weight"], bias, residual, None, True, *parameters, algorithm
+            tensors["input"], tensors["weight"], bias, residual, None, 0.0, None, *parameters, algorithm
         )
     plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
     allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1)

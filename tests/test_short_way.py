@@ -18,7 +18,7 @@ PARAMETERS = [2, 1], [1, 0], [1, 2], 2, "auto"
 
 
 def short_way(input=X, weight=W, bias=B, dimensions=2, parameters=PARAMETERS):
-    return _C.convolution(dimensions, input, weight, bias, None, None, False, *parameters)
+    return _C.convolution(dimensions, input, weight, bias, None, None, None, None, *parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -48,7 +48,7 @@ def test_one_integer_for_all_axes(spatial):
 def test_residual_and_relu():
     plain = short_way()
     residual = torch.randn_like(plain)
-    actual = _C.convolution(2, X, W, B, residual, None, True, *PARAMETERS)
+    actual = _C.convolution(2, X, W, B, residual, None, 0.0, None, *PARAMETERS)
     torch.testing.assert_close(actual, (plain + residual).relu(), rtol=0, atol=1e-6)
 
 
