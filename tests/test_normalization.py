@@ -365,7 +365,7 @@ def test_same_bits_for_every_number_of_threads():
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("bounds", [(0.0, None), (0.0, 1.0), (None, 0.25), (-0.5, 0.25)], ids=str)
-def test_mask_is_that_of_the_output(bounds, format):
+def test_mask_is_that_of_the_output(format, bounds):
     shape = 4, 32, 9, 9
     input, residual = FORMATS[format](sample(shape, torch.float32)), normal(*shape, dtype=torch.float32)
     output, mean, variance = OPS.batch_norm_train(input, None, None, residual, *bounds, 1e-5)

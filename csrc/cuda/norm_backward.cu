@@ -174,7 +174,9 @@ __global__ void __launch_bounds__(kNormThreads)
     const A added = t.bounds.cut && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
     const A g = t.masked(to_accumulate(grad.value[i]), value, added, k);
     grad_residual.value[i] = from_accumulate<T>(g);
-    grad_input.value[i] = from_accumulate<T>(std::fma(k.scale, g, std::fma(c.slope, value - k.mean, c.constant)));
+    // The deviation, which may be infinite, takes no part where the statistics are constants.
+    const A through = coefficients ? std::fma(c.slope, value - k.mean, c.constant) : A(0);
+    grad_input.value[i] = from_accumulate<T>(std::fma(k.scale, g, through));
     if (i + 1 < kWidth) other = cursor.advance(shape);
   }
   store_vector(t.output, element, grad_input);
