@@ -53,6 +53,7 @@ WIRINGS = {  # what follows the batch norm, or the convolution that it is folded
     "+=": (iadd, ("add", "relu")),
     "one relu for two": (lambda m, x: m.relu(m.bn(m.conv(m.relu(m.other(x)))) + x), ("add", "relu")),
     "shortcut with a layer": (lambda m, x: m.relu(m.other(x) + m.bn(m.conv(x))), ("add", "relu")),
+    "add alone": (lambda m, x: x + m.bn(m.conv(x)), ("add",)),
     "relu6": (lambda m, x: m.relu6(m.bn(m.conv(x))), ("relu6",)),
     "functional relu6": (lambda m, x: F.relu6(m.bn(m.conv(x)), inplace=True), ("relu6",)),
     "hardtanh": (lambda m, x: m.hardtanh(m.bn(m.conv(x))), ("hardtanh(-0.5, 0.25)",)),

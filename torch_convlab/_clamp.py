@@ -20,7 +20,7 @@ class Clamp(NamedTuple):
     name: str = "hardtanh"
 
     def __str__(self) -> str:
-        known = self.name in ("relu", "relu6")
+        known = self.name in ("none", "relu", "relu6")
         return self.name if known else f"{self.name}({self.lower}, {self.upper})"
 
     @property

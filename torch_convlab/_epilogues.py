@@ -2,8 +2,8 @@
 
 A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
 In place of the ReLU there may be another clamp: ReLU6, Hardtanh, `torch.clamp` by numbers. Convolutions take chains in
-eval mode, `nn.ConvAddReLU`; batch norms take those that end in a clamp in either mode, `nn.BatchNormReLU2d` and
-`nn.BatchNormAddReLU2d` (of any dimension). Only this library's layers do: fusing does not change who computes.
+eval mode, `nn.ConvAddReLU`, batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any
+dimension). Only this library's layers do: fusing does not change who computes.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
         chain = _follow(node, model, taken)
         single = calls[node.target] == 1 and shared[id(module)] == 1
         chain.reason = chain.reason or _refusal(module, node, model, single) or _hazard(chain, model, graph, place)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.parts:
-            chain.reason = chain.reason or _batch_norm_refusal(chain.clamp)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.clamp.name == "clamp":
+            chain.reason = chain.reason or "gradients pass at the bounds of torch.clamp"
         if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
             chains.append(chain)
         if not chain.reason:
@@ -153,12 +153,6 @@ def _refusal(module: nn.Module, node: fx.Node, model: nn.Module, single: bool) -
     if kind in _CONVOLUTIONS and module.padding_mode != "zeros":
         return f"it pads with padding_mode={module.padding_mode!r}"
     return ""
-
-
-def _batch_norm_refusal(clamp: Clamp) -> str:
-    if clamp is NONE:
-        return "no ReLU follows"
-    return "gradients pass at the bounds of torch.clamp" if clamp.name == "clamp" else ""
 
 
 def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node, int]) -> str:
