@@ -230,6 +230,12 @@ def test_a_linear_layer_is_one_step_of_autograd():
     assert {node.name() for node, _ in output.grad_fn.next_functions} == {"torch::autograd::AccumulateGrad"}
     assert torch.autograd.gradcheck(F.linear, (x, w, b)) and torch.autograd.gradgradcheck(F.linear, (x, w, b))
     assert torch.autograd.gradcheck(F.linear, (x, w, b), check_batched_grad=True)
+    for context in (contextlib.nullcontext, _DispatchMode):  # past the dispatcher, and not
+        with context():
+            changed = F.linear(x, w, b).relu_()
+        torch.testing.assert_close(changed, output.relu())
+        (grad,) = torch.autograd.grad(changed.sum(), w)
+        torch.testing.assert_close(grad, torch.autograd.grad(output.relu().sum(), w, retain_graph=True)[0])
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         tangent = torch.autograd.forward_ad.unpack_dual(F.linear(dual, w, b)).tangent
