@@ -14,11 +14,12 @@ TORCH_LIBRARY(convlab, m) {
       "convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
       tags);
-  // relu(convolution + residual), each part if asked for; for inference. `packed`: what convolution_pack returned for
-  // this weight, and the caller's word that the weight has not changed since.
+  // clamp(convolution + residual), each part if asked for; for inference. `packed`: what convolution_pack returned for
+  // this weight, and the caller's word that the weight has not changed since. clamp cuts to [lower, upper]: ReLU has
+  // the bounds 0 and None, ReLU6 0 and 6.
   m.def(
-      "convolution_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? packed, bool relu, "
-      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
+      "convolution_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? packed, float? lower, "
+      "float? upper, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm) -> Tensor",
       tags);
   m.def(
       "convolution_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
@@ -33,23 +34,27 @@ TORCH_LIBRARY(convlab, m) {
       tags);
 
   // Normalization. Results are output, mean and biased variance; gradients are those of input, weight, bias and, for
-  // batch norm, residual. batch_norm's output is relu(normalized + residual), each part if asked for.
+  // batch norm, residual. batch_norm's output is clamp(normalized + residual), each part if asked for; gradients end at
+  // the bounds.
   m.def(
-      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, bool relu, float eps) "
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float? lower, float? upper, "
+      "float eps) "
       "-> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, "
-      "bool relu, float eps) -> Tensor",
+      "float? lower, float? upper, float eps) -> Tensor",
       tags);
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
-      "Tensor variance, Tensor? residual, bool relu, bool train, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+      "Tensor variance, Tensor? residual, float? lower, float? upper, bool train, float eps) -> (Tensor, Tensor, "
+      "Tensor, Tensor)",
       tags);
   // Gradients of grad_output, input and weight; v, v_weight, ... are those of the results of batch_norm_backward.
   m.def(
       "batch_norm_double_backward(Tensor v, Tensor? v_weight, Tensor? v_bias, Tensor? v_residual, Tensor grad_output, "
-      "Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, bool relu, "
+      "Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, float? lower, "
+      "float? upper, "
       "float eps) -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(

@@ -77,18 +77,18 @@ def test_tf32_is_used_where_torch_allows_it(format, tf32):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("algorithm", LIMIT)
 def test_fused(algorithm, format, dtype):
-    """relu(convolution + bias + residual), rounded once."""
+    """clamp(convolution + bias + residual), rounded once."""
     case = BY_NAME["depthwise_dilated" if algorithm == "depthwise" else "3x3_valid_batch3"]
     tensors = laid_out(case, dtype, format)
     bias, residual = torch.randn(case.out_channels).to(dtype), in_format(tensors["grad_output"], format)
     parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups
     with emulator.emulated():
         fused = torch.ops.convlab.convolution_fused(
-            tensors["input"], tensors["weight"], bias, residual, None, True, *parameters, algorithm
+            tensors["input"], tensors["weight"], bias, residual, None, 0.0, 2.0, *parameters, algorithm
         )
     plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
     allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1)
-    assert_within(fused, plain.relu(), allowed, "fused")
+    assert_within(fused, plain.clamp(0, 2), allowed, "fused")
 
 
 def test_blocks_of_a_large_depthwise_problem_go_round():
@@ -133,10 +133,15 @@ AGAIN = [
         for dtype in (torch.bfloat16, torch.float16)
         for format in test_normalization.FORMATS
     ),
+    *((test_normalization.test_large_mean, (format,)) for format in test_normalization.FORMATS),
     *(
-        (test, (format,))
-        for test in (test_normalization.test_large_mean, test_normalization.test_relu_mask_is_that_of_the_output)
+        (test_normalization.test_mask_is_that_of_the_output, (format, bounds))
         for format in test_normalization.FORMATS
+        for bounds in ((0.0, None), (-0.5, 0.25))
+    ),
+    *(
+        (test_normalization.test_gradient_at_the_bounds_and_of_nan_is_that_of_torch, (f,))
+        for f in test_normalization.FORMATS
     ),
     *((test_normalization.test_group_norm, ((3, 6, 7, 5), format)) for format in test_normalization.FORMATS),
     (test_normalization.test_layer_norm, ((3, 6, 7, 5),)),

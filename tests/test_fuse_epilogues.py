@@ -27,6 +27,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv, self.bn = layers.Conv2d(channels, channels, 3, padding=1), layers.BatchNorm2d(channels)
         self.other, self.relu = layers.Conv2d(channels, channels, 1), nn.ReLU(inplace=True)
+        self.relu6, self.hardtanh = nn.ReLU6(inplace=True), nn.Hardtanh(-0.5, 0.25)
         self.wiring = wiring
 
     def forward(self, input):
@@ -52,6 +53,22 @@ WIRINGS = {  # what follows the batch norm, or the convolution that it is folded
     "+=": (iadd, ("add", "relu")),
     "one relu for two": (lambda m, x: m.relu(m.bn(m.conv(m.relu(m.other(x)))) + x), ("add", "relu")),
     "shortcut with a layer": (lambda m, x: m.relu(m.other(x) + m.bn(m.conv(x))), ("add", "relu")),
+    "add alone": (lambda m, x: x + m.bn(m.conv(x)), ("add",)),
+    "relu6": (lambda m, x: m.relu6(m.bn(m.conv(x))), ("relu6",)),
+    "functional relu6": (lambda m, x: F.relu6(m.bn(m.conv(x)), inplace=True), ("relu6",)),
+    "hardtanh": (lambda m, x: m.hardtanh(m.bn(m.conv(x))), ("hardtanh(-0.5, 0.25)",)),
+    "functional hardtanh": (lambda m, x: F.hardtanh(m.bn(m.conv(x)), max_val=0.5), ("hardtanh(-1.0, 0.5)",)),
+    "hardtanh_": (lambda m, x: F.hardtanh_(m.bn(m.conv(x)), -1, 1), ("hardtanh(-1.0, 1.0)",)),
+    "add and relu6": (lambda m, x: m.relu6(m.bn(m.conv(x)) + x), ("add", "relu6")),
+    "add and hardtanh": (lambda m, x: m.hardtanh(x + m.bn(m.conv(x))), ("add", "hardtanh(-0.5, 0.25)")),
+}
+CLAMPS = {  # whose gradients pass at the bounds: convolutions alone take them
+    "clamp": (lambda m, x: torch.clamp(m.conv(x), -0.5, 0.25), "clamp(-0.5, 0.25)"),
+    "clamp method": (lambda m, x: m.conv(x).clamp(max=0.5), "clamp(None, 0.5)"),
+    "clamp_": (lambda m, x: m.conv(x).clamp_(0, 6), "clamp(0.0, 6.0)"),
+    "clamp_min": (lambda m, x: m.conv(x).clamp_min(0), "clamp(0.0, None)"),
+    "clamp_max_": (lambda m, x: torch.clamp_max_(m.conv(x), 0.25), "clamp(None, 0.25)"),
+    "clip": (lambda m, x: (m.conv(x)).clip(min=-0.25), "clamp(-0.25, None)"),
 }
 
 
@@ -91,6 +108,87 @@ def test_training(name, format):
         results.append([output, leaf.grad, grads, dict(module.named_buffers())])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     assert torch.allclose(fused.eval()(inputs), twin.eval()(inputs), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_clamps_in_eval(name):
+    wiring, part = CLAMPS[name]
+    model, inputs = Block(wiring).eval(), torch.randn(2, 6, 9, 9)
+    inputs[0, :, :5] = 0  # with the bias that follows, the sums there are zero: at a bound
+    model.conv.bias.data.zero_()
+    fused = fuse(model, inputs)
+    assert epilogues(fused) == [f"conv: with {part}"]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(inputs), model(inputs), rtol=0, atol=1e-5)
+    leaf, twin = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
+    fused(leaf).sum().backward()
+    model(twin).sum().backward()
+    torch.testing.assert_close(leaf.grad, twin.grad, rtol=0, atol=1e-5)
+
+
+def test_batch_norms_leave_what_has_other_gradients_or_no_numbers_for_bounds():
+    model = Block(lambda m, x: m.bn(x).clamp(0, 6)).train()
+    assert epilogues(model) == ["bn: not with clamp(0.0, 6.0), gradients pass at the bounds of torch.clamp"]
+    for wiring in (
+        lambda m, x: torch.clamp(m.conv(x), m.conv.bias.min(), None), lambda m, x: m.conv(x).clamp(max=float("nan")),
+        lambda m, x: torch.clamp(m.conv(x), x.mean()),
+    ):  # fmt: skip
+        model = Block(wiring).eval()
+        assert epilogues(model) == [] and epilogues(fuse(model)) == []
+
+
+def test_a_model_fused_for_training_is_folded_with_its_relu6():
+    model = nn.Sequential(layers.Conv2d(3, 4, 3), layers.BatchNorm2d(4), nn.ReLU6()).train()
+    inputs = torch.randn(2, 3, 7, 7) * 9
+    trained = warmed(fuse(model, inputs))
+    trained.get_submodule("1").weight.data.fill_(5.0)
+    assert "relu=relu6" in repr(trained) and model.eval()(inputs).max() == 6
+    expected = trained(inputs)
+    folded = fuse(trained, inputs)
+    assert [str(entry) for entry in fusion_report(folded)] == ["1: with relu6", "1: folded into 0", "0: with relu6"]
+    assert [type(module) for module in folded.children()] == [layers.ConvAddReLU] and "relu6" in repr(folded)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(inputs), expected, rtol=0, atol=1e-5)
+
+
+MOVES = {
+    "relu": (nn.ReLU(), layers.MaxPool2d(2)),
+    "in place": (nn.ReLU(inplace=True), layers.MaxPool2d(3, 2, 1)),
+    "relu6": (nn.ReLU6(), nn.MaxPool2d(2)),
+    "hardtanh": (nn.Hardtanh(-0.25, 0.25), layers.AdaptiveMaxPool2d(3)),
+}
+STAYS = {
+    "sigmoid": (nn.Sigmoid(), layers.MaxPool2d(2)),
+    "average": (nn.ReLU(), layers.AvgPool2d(2)),
+    "indices": (nn.ReLU(), layers.MaxPool2d(2, return_indices=True)),
+    "dilation": (nn.ReLU(), layers.MaxPool2d(2, dilation=2)),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_an_activation_moves_behind_the_max_pooling_that_reads_it(name):
+    activation, pooling = MOVES[name]
+    model = nn.Sequential(layers.Conv2d(3, 4, 3, padding=1), activation, pooling, layers.Conv2d(4, 2, 1)).train()
+    inputs = torch.randn(2, 3, 9, 9).round()  # with ties
+    fused = fuse(model, inputs)
+    assert str(fusion_report(fused)[0]) == "1: behind 2"
+    assert [node.target for node in fused.graph.nodes][1:-1] == ["0", "2", "1", "3"]
+    results = []
+    for module in (fused, model):
+        leaf = inputs.clone().requires_grad_()
+        output = module(leaf)
+        results.append([output, *torch.autograd.grad(output.cos().sum(), [leaf, *module.parameters()])])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert type(fuse(fused)) is type(model) or fuse(fused) is fused
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_other_activations_and_poolings_keep_their_order(name):
+    activation, pooling = STAYS[name]
+    model = nn.Sequential(layers.Conv2d(3, 4, 3), activation, pooling).train()
+    assert fuse(model) is model
+    model = Block(lambda m, x: (y := m.relu(m.other(x))).sum() + F.max_pool2d(y, 2)).train()
+    assert fuse(model) is model
 
 
 @pytest.mark.parametrize("build", [models.resnet18, models.resnet50])
@@ -155,6 +253,12 @@ def written_over(model, x):
     return F.relu(shortcut) + shortcut
 
 
+def changed_by_relu6(model, x):
+    x = model.other(x)
+    output = model.conv(x)
+    return F.relu6(x, True) + F.relu(output)
+
+
 def hooked(model, x):
     return F.relu(model.conv(x))
 
@@ -165,6 +269,7 @@ def hooked(model, x):
     (lambda m, x: F.relu(m.conv(F.relu(m.conv(x)))), "it is called several times"),
     (changed_input, "may change its input before the end"),
     (changed_view, "may change its input before the end"),
+    (changed_by_relu6, "may change its input before the end"),
     (lambda m, x: m.relu(m.conv(x) + x[:, :1]), "what is added has another size or dtype"),
     (hooked, "it has hooks"),
 ])  # fmt: skip

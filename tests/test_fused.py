@@ -12,9 +12,11 @@ from cases import SMALL
 from helpers import ALGORITHMS, DTYPES, FORMATS, assert_within, bound, in_format, operands, refusal, typical_magnitude
 from torch import nn
 
+from torch_convlab._clamp import Clamp
 from torch_convlab.functional import conv_fused, pack_weight
 from torch_convlab.nn import ConvAddReLU
 
+CLAMP = Clamp(-0.5, 1.25)
 CASES = [case for case in SMALL if not case.transposed and case.multiply_adds < 3_000_000]
 
 
@@ -44,6 +46,9 @@ def test_every_algorithm(case, dtype):
             assert_within(result, reference, allowed, f"{algorithm}, {format}")
             again = conv_fused(given, weight, bias, residual, True, *parts, algorithm=algorithm)
             assert torch.equal(result, again)
+            plain = conv_fused(given, weight, bias, residual, False, *parts, algorithm=algorithm)
+            clamped = conv_fused(given, weight, bias, residual, CLAMP, *parts, algorithm=algorithm)
+            assert torch.equal(clamped, plain.clamp(*CLAMP.bounds)), (algorithm, format)
 
 
 def test_weight_packed_for_another_problem_is_passed_over():
@@ -61,6 +66,21 @@ def test_weight_packed_for_another_problem_is_passed_over():
     assert torch.equal(conv_fused(input, weight, stride=2, padding=1, algorithm="winograd", packed=packed), halved)
     noise = torch.randint(0, 255, (packed.numel(),), dtype=torch.uint8)
     assert torch.equal(conv_fused(input, weight, padding=1, algorithm="winograd", packed=noise), expected)
+
+
+@pytest.mark.parametrize("algorithm", ["naive", "implicit_gemm", "inner_product"])
+def test_nan_and_infinity_pass_as_in_torch(algorithm):
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 6.0, 9.0])
+    input, weight = values.view(1, 1, 1, -1).expand(1, 1, 3, -1).contiguous(), torch.ones(1, 1, 1, 1)
+    for clamp, function in ((False, lambda x: x), (True, torch.relu), (Clamp(0.0, 6.0), nn.functional.relu6)):
+        actual = conv_fused(input, weight, relu=clamp, algorithm=algorithm)
+        torch.testing.assert_close(actual, function(input), rtol=0, atol=0, equal_nan=True)
+
+
+def test_sums_of_nothing_are_clamped():
+    residual = torch.linspace(-2, 9, 24).view(1, 2, 3, 4)
+    output = conv_fused(torch.ones(1, 0, 3, 4), torch.ones(2, 0, 1, 1), residual=residual, relu=Clamp(0.0, 6.0))
+    assert torch.equal(output, nn.functional.relu6(residual))
 
 
 @pytest.fixture

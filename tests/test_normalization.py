@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_convlab.functional as ours
+from torch_convlab._clamp import RELU6, Clamp
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -62,6 +63,14 @@ BATCH_NORMS = {  # name: (ours, reference), both of (input, residual, running_me
     "batch_norm": (lambda x, r, *rest: ours.batch_norm(x, *rest), fused(F.batch_norm, False, False)),
     "batch_norm_relu": (lambda x, r, *rest: ours.batch_norm_relu(x, *rest), fused(F.batch_norm, True, False)),
     "batch_norm_add_relu": (ours.batch_norm_add_relu, fused(F.batch_norm, True, True)),
+    "batch_norm_relu6": (
+        lambda x, r, *rest: ours.batch_norm_fused(x, None, *rest, relu=RELU6),
+        lambda x, r, *rest: F.relu6(F.batch_norm(x, *rest)),
+    ),
+    "batch_norm_add_hardtanh": (
+        lambda x, r, *rest: ours.batch_norm_fused(x, r, *rest, relu=Clamp(-0.75, 0.5)),
+        lambda x, r, *rest: F.hardtanh(F.batch_norm(x, *rest) + r, -0.75, 0.5),
+    ),
 }
 
 
@@ -243,7 +252,7 @@ def test_instance_norm(shape, affine):
 def test_large_mean(format):
     """A mean of 1e4 with deviation 1 costs no more digits than rounding the input and the mean does."""
     input = FORMATS[format]((normal(8, 12, 40, 40) + 1e4).float())
-    output, mean, variance = OPS.batch_norm_train(input, None, None, None, False, 1e-5)
+    output, mean, variance = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
     exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=6e-8, atol=0)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-6, atol=0)
@@ -258,7 +267,7 @@ def test_outliers_in_the_sample_that_sets_the_shift(format):
     input = normal(2, 4, 64, 64).float()
     input[:, :, :1] += 1e3  # the first rows of every channel, on which sums are centred
     input = FORMATS[format](input)
-    _, mean, variance = OPS.batch_norm_train(input, None, None, None, False, 1e-5)
+    _, mean, variance = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
     exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-5, atol=0)
@@ -326,9 +335,9 @@ def test_same_bits_for_every_number_of_threads():
         input, residual = format(sample((5, 48, 19, 23), torch.float32)), normal(5, 48, 19, 23, dtype=torch.float32)
         weight, grad = normal(48, dtype=torch.float32), normal(5, 48, 19, 23, dtype=torch.float32, seed=9)
         calls += [
-            lambda x=input, r=residual, w=weight: OPS.batch_norm_train(x, w, None, r, True, 1e-5),
+            lambda x=input, r=residual, w=weight: OPS.batch_norm_train(x, w, None, r, 0.0, None, 1e-5),
             lambda x=input, r=residual, w=weight, g=grad: OPS.batch_norm_backward(
-                g, x, w, None, w, w.abs() + 1, r, True, True, 1e-5
+                g, x, w, None, w, w.abs() + 1, r, 0.0, None, True, 1e-5
             ),
             lambda x=input, w=weight: OPS.group_norm(x, w, None, 4, 1e-5),
             lambda x=input, w=weight, g=grad: OPS.group_norm_backward(
@@ -354,10 +363,39 @@ def test_same_bits_for_every_number_of_threads():
             assert torch.equal(parts[0], parts[1]) and torch.equal(parts[0], parts[2])
 
 
-def test_relu_mask_is_that_of_the_output():
-    for format in FORMATS.values():
-        input, residual = format(sample((4, 32, 9, 9), torch.float32)), normal(4, 32, 9, 9, dtype=torch.float32)
-        output, mean, variance = OPS.batch_norm_train(input, None, None, residual, True, 1e-5)
-        ones = torch.ones_like(input)
-        mask = OPS.batch_norm_backward(ones, input, None, None, mean, variance, residual, True, True, 1e-5)[3]
-        assert torch.equal(mask, (output > 0).float())
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bounds", [(0.0, None), (0.0, 1.0), (None, 0.25), (-0.5, 0.25)], ids=str)
+def test_mask_is_that_of_the_output(format, bounds):
+    shape = 4, 32, 9, 9
+    input, residual = FORMATS[format](sample(shape, torch.float32)), normal(*shape, dtype=torch.float32)
+    output, mean, variance = OPS.batch_norm_train(input, None, None, residual, *bounds, 1e-5)
+    rest = mean, variance, residual, *bounds, True, 1e-5
+    mask = OPS.batch_norm_backward(torch.ones_like(input), input, None, None, *rest)[3]
+    lower, upper = (torch.inf if bound is None else bound for bound in bounds)
+    lower = -torch.inf if bounds[0] is None else lower
+    assert torch.equal(mask, ((output > lower) & (output < upper)).float())
+    assert 0.1 < mask.mean() < 0.9
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradient_at_the_bounds_and_of_nan_is_that_of_torch(format):
+    """Every value that matters to the mask, in evaluation, where the output is the input."""
+    values = torch.tensor([-torch.inf, -1.0, -0.0, 0.0, 1e-40, 3.0, 6.0, 7.0, torch.inf, torch.nan]).repeat(7)
+    input, statistics = FORMATS[format](values.view(1, 2, 5, 7)), (torch.zeros(2), torch.ones(2))
+    for residual in (None, torch.zeros_like(input)):
+        for clamp, function in (
+            (True, F.relu),
+            (RELU6, F.relu6),
+            (Clamp(-1.0, 3.0), lambda x: F.hardtanh(x, -1.0, 3.0)),
+        ):
+            leaf, expected_leaf = input.clone().requires_grad_(), input.clone().requires_grad_()
+            output = ours.batch_norm_fused(leaf, residual, *statistics, eps=0.0, relu=clamp)
+            expected = function(expected_leaf)
+            torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+            output.sum().backward()
+            expected.sum().backward()
+            # torch's hardtanh passes the gradient of NaN in the elements after its last whole vector alone.
+            expected_leaf.grad[input.isnan()] = 1.0
+            torch.testing.assert_close(leaf.grad, expected_leaf.grad, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="gradients pass at the bounds"):
+        ours.batch_norm_fused(input, None, *statistics, relu=Clamp(0.0, 6.0, "clamp"))

@@ -93,7 +93,9 @@ def test_same_bits_for_every_number_of_threads():
             for format in FORMATS.values():
                 x, g, v, r = (format(normal(*shape, dtype=torch.float32, seed=seed)) for seed in range(4))
                 w, m = normal(48, dtype=torch.float32), normal(48, dtype=torch.float32, seed=1)
-                results.append(OPS.batch_norm_double_backward(v, w, m, v, g, x, w, m, m, w.abs() + 1, r, True, 1e-5))
+                results.append(
+                    OPS.batch_norm_double_backward(v, w, m, v, g, x, w, m, m, w.abs() + 1, r, 0.0, None, 1e-5)
+                )
     finally:
         torch.set_num_threads(threads)
     for index in range(2):
@@ -105,7 +107,7 @@ def test_empty():
     for shape in ((0, 3, 4, 4), (2, 0, 3), (2, 3, 0, 4)):
         x, w = torch.empty(shape), torch.ones(shape[1])
         grad_grad, grad_input, grad_weight = OPS.batch_norm_double_backward(
-            x, w, w, None, x, x, w, w, w, w, None, False, 1e-5
+            x, w, w, None, x, x, w, w, w, w, None, None, None, 1e-5
         )
         assert grad_grad.shape == grad_input.shape == shape and torch.equal(grad_weight, torch.zeros(shape[1]))
 

@@ -18,7 +18,7 @@ PARAMETERS = [2, 1], [1, 0], [1, 2], 2, "auto"
 
 
 def short_way(input=X, weight=W, bias=B, dimensions=2, parameters=PARAMETERS):
-    return _C.convolution(dimensions, input, weight, bias, None, None, False, *parameters)
+    return _C.convolution(dimensions, input, weight, bias, None, None, None, None, *parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -48,7 +48,7 @@ def test_one_integer_for_all_axes(spatial):
 def test_residual_and_relu():
     plain = short_way()
     residual = torch.randn_like(plain)
-    actual = _C.convolution(2, X, W, B, residual, None, True, *PARAMETERS)
+    actual = _C.convolution(2, X, W, B, residual, None, 0.0, None, *PARAMETERS)
     torch.testing.assert_close(actual, (plain + residual).relu(), rtol=0, atol=1e-6)
 
 
@@ -163,6 +163,83 @@ def test_functions_take_it(monkeypatch):
     weight = W.clone().requires_grad_()
     F.conv2d(X, weight, B, groups=2).sum().backward()
     assert ("convolution", True) in results and results[-1] == ("convolution_backward_weight", True)
+
+
+POOLED = torch.randn(2, 3, 9, 8)
+POOLINGS = {  # the arguments of the operator and its gradient; stride may be None in the first
+    "max_pool": [[3, 2], None, [1, 0], [1, 2], True, True],
+    "avg_pool": [[3, 2], None, [1, 0], True, False, 5],
+    "adaptive_avg_pool": [[3, 5]],
+}
+
+
+def _listed(arguments):
+    return [arguments[0] if value is None and index == 1 else value for index, value in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_has_the_same_bits_as_the_operators(name, dtype):
+    ops, input = torch.ops.convlab, POOLED.to(dtype)
+    for x in (input, input.contiguous(memory_format=torch.channels_last)):
+        actual = getattr(_C, name)(x, *POOLINGS[name])
+        expected = getattr(ops, name)(x, *_listed(POOLINGS[name]))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        output, *taps = expected if name == "max_pool" else [expected]
+        rest = [] if name == "adaptive_avg_pool" else _listed(POOLINGS[name])
+        rest = rest[:-1] if name == "max_pool" else rest
+        arguments = torch.randn_like(output), *taps, list(x.shape), *rest
+        actual, expected = (getattr(where, f"{name}_backward")(*arguments) for where in (_C, ops))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_is_not_taken_for(name):
+    def call(input=POOLED, arguments=POOLINGS[name]):
+        return getattr(_C, name)(input, *arguments)
+
+    assert call() is not NotImplemented
+    first = POOLINGS[name][0]
+    odd = [POOLED.clone().requires_grad_(), POOLED[0, 0], POOLED.to("meta"), POOLED.as_subclass(_Subclass), 3, None]
+    assert all(call(input) is NotImplemented for input in odd)
+    for other in ([*first, 1], [1.5, 2], "11", None):
+        assert call(arguments=[other, *POOLINGS[name][1:]]) is NotImplemented
+    assert call(arguments=POOLINGS[name][:-1]) is NotImplemented
+    with _FunctionMode():
+        assert call() is NotImplemented
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: F.max_pool2d(x, 2, padding=2), lambda x: F.avg_pool2d(x, 0), lambda x: F.max_pool2d(x, 20),
+    lambda x: F.max_pool2d(x.int(), 2), lambda x: F.adaptive_avg_pool2d(x, -1), lambda x: F.max_pool2d(x[0, 0], 2),
+    lambda x: F.avg_pool2d(x, 2, divisor_override=0),
+])  # fmt: skip
+def test_pooling_has_the_same_errors_as_the_usual_way(call):
+    with pytest.raises(Exception) as expected, _FunctionMode():
+        call(POOLED)
+    with pytest.raises(type(expected.value)) as actual:
+        call(POOLED)
+    assert str(actual.value).splitlines()[0] == str(expected.value).splitlines()[0]
+
+
+def test_a_linear_layer_is_one_step_of_autograd():
+    x, w, b = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 4), (5, 4), (5,)))
+    output = F.linear(x, w, b)
+    assert output.grad_fn.name() == "LinearBackward"
+    assert {node.name() for node, _ in output.grad_fn.next_functions} == {"torch::autograd::AccumulateGrad"}
+    assert torch.autograd.gradcheck(F.linear, (x, w, b)) and torch.autograd.gradgradcheck(F.linear, (x, w, b))
+    assert torch.autograd.gradcheck(F.linear, (x, w, b), check_batched_grad=True)
+    for context in (contextlib.nullcontext, _DispatchMode):  # past the dispatcher, and not
+        with context():
+            changed = F.linear(x, w, b).relu_()
+        torch.testing.assert_close(changed, output.relu())
+        (grad,) = torch.autograd.grad(changed.sum(), w)
+        torch.testing.assert_close(grad, torch.autograd.grad(output.relu().sum(), w, retain_graph=True)[0])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(F.linear(dual, w, b)).tangent
+    torch.testing.assert_close(tangent, torch.ones_like(x) @ w.T)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Lets a convolution or batch norm compute the addition and the ReLU that follow it, by rewriting the model's graph.
 
 A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
-Convolutions take chains in eval mode, `nn.ConvAddReLU`; batch norms take those that end in a ReLU in either mode,
-`nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's layers do: fusing does not
-change who computes.
+In place of the ReLU there may be another clamp: ReLU6, Hardtanh, `torch.clamp` by numbers. Convolutions take chains in
+eval mode, `nn.ConvAddReLU`, batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any
+dimension). Only this library's layers do: fusing does not change who computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from . import nn as layers
-from ._graph import has_hooks, is_addition, is_identity, is_relu, may_share_memory, written_by
+from ._clamp import NONE, Clamp
+from ._graph import clamp_of, has_hooks, is_addition, is_identity, may_share_memory, written_by
 from .convert import conversions
 
 _CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
@@ -29,7 +30,7 @@ _BATCH_NORMS = {
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a layer: `parts` of "add" and "relu". `reason` is empty if the layer computes them itself."""
+    """What follows a layer: `parts` such as "add" and "relu6". `reason` is empty if the layer computes them itself."""
 
     layer: str
     parts: tuple[str, ...]
@@ -49,8 +50,13 @@ class Chain:
     """The nodes of one chain, the layer's first; without any parts the layer may still keep its weight packed."""
 
     nodes: list[fx.Node]
-    parts: tuple[str, ...]
-    reason: str
+    added: bool = False
+    clamp: Clamp = NONE
+    reason: str = ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("add",) * self.added + (str(self.clamp),) * (self.clamp is not NONE)
 
     @property
     def residual(self) -> fx.Node | None:
@@ -83,8 +89,8 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
         chain = _follow(node, model, taken)
         single = calls[node.target] == 1 and shared[id(module)] == 1
         chain.reason = chain.reason or _refusal(module, node, model, single) or _hazard(chain, model, graph, place)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "relu" not in chain.parts and chain.parts:
-            chain.reason = chain.reason or "no ReLU follows"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.clamp.name == "clamp":
+            chain.reason = chain.reason or "gradients pass at the bounds of torch.clamp"
         if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
             chains.append(chain)
         if not chain.reason:
@@ -93,35 +99,35 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
 
 
 def _follow(head: fx.Node, model: nn.Module, taken: set[fx.Node]) -> Chain:
-    nodes, parts, current = [head], [], head
-    while "relu" not in parts:
+    chain, current = Chain([head]), head
+    while chain.clamp is NONE:
         readers = list(current.users)
         if len(readers) != 1:
-            wanted = [reader for reader in readers if is_relu(reader, model) or is_addition(reader)]
-            if wanted and len(readers) > 1:
-                part = "relu" if is_relu(wanted[0], model) else "add"
-                reason = f"the output of {_name(current)} is read elsewhere too"
-                return Chain(nodes, tuple(parts), "") if parts else Chain(nodes, (part,), reason)
+            wanted = [reader for reader in readers if clamp_of(reader, model) or is_addition(reader)]
+            if wanted and not chain.parts:
+                clamp = clamp_of(wanted[0], model)
+                chain.added, chain.clamp = clamp is None, clamp or NONE
+                chain.reason = f"the output of {_name(current)} is read elsewhere too"
             break
         reader = readers[0]
+        clamp = clamp_of(reader, model)
         if reader in taken:
             break
-        if is_identity(reader, model):
-            pass
-        elif is_relu(reader, model):
-            parts.append("relu")
-        elif is_addition(reader) and not parts:
+        if clamp is not None:
+            chain.clamp = clamp
+        elif is_addition(reader) and not chain.added:
             other = reader.args[1] if reader.args[0] is current else reader.args[0]
             if other is current:
                 break
+            chain.added = True
             if written_by(reader, model) is other:
-                return Chain(nodes, ("add",), "the sum is written over its other operand")
-            parts.append("add")
-        else:
+                chain.reason = "the sum is written over its other operand"
+                break
+        elif not is_identity(reader, model):
             break
-        nodes.append(reader)
+        chain.nodes.append(reader)
         current = reader
-    return Chain(nodes, tuple(parts), "")
+    return chain
 
 
 def _name(node: fx.Node) -> str:
@@ -189,11 +195,11 @@ def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain], kind=fx.GraphM
 
 
 def _replacement(module: nn.Module, chain: Chain) -> nn.Module:
-    relu, added = "relu" in chain.parts, "add" in chain.parts
     if type(module) in _CONVOLUTIONS:
-        return layers.ConvAddReLU(module, relu)
+        return layers.ConvAddReLU(module, chain.clamp)
     result = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
         vars(result)[name] = dict(vars(module)[name])
-    result.__class__ = _BATCH_NORMS[type(module)][added]
+    result.__class__ = _BATCH_NORMS[type(module)][chain.added]
+    result.relu = chain.clamp
     return result

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import nn as layers
+from ._clamp import as_clamp, module_of
 from ._graph import has_hooks
 from .convert import conversions
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCERS = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
-# What is left of a folded batch norm.
-_REMAINDER = {
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), nn.Identity),
-    **dict.fromkeys((layers.BatchNormReLU1d, layers.BatchNormReLU2d, layers.BatchNormReLU3d), nn.ReLU),
-}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS_RELU = (layers.BatchNormReLU1d, layers.BatchNormReLU2d, layers.BatchNormReLU3d)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _refusal(producer: nn.Module, norm: nn.Module, uses: Counter, owners: Counte
     kind = _plain(producer)
     if kind not in PRODUCERS:
         return f"what it reads is a {type(producer).__name__}"
-    if _plain(norm) not in _REMAINDER:
+    if _plain(norm) not in _BATCH_NORMS + _BATCH_NORMS_RELU:
         return f"its type is {type(norm).__name__}"
     if norm.training or producer.training:
         return "it is in training mode"
@@ -142,7 +140,8 @@ def fold(model: nn.Module, fusion: Fusion):
         folded = weight.double() * _per_filter(scale, producer)
         producer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
         producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
-    model.set_submodule(fusion.batch_norm, _REMAINDER[_plain(norm)]().eval())
+    remainder = module_of(as_clamp(norm.relu)) if type(norm) in _BATCH_NORMS_RELU else nn.Identity()
+    model.set_submodule(fusion.batch_norm, remainder.eval())
 
     def restore() -> None:
         producer.weight, producer.bias = weight, bias

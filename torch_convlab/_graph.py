@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 
 import torch
 from torch import fx, nn
 
 from . import nn as layers
+from ._clamp import RELU, RELU6, Clamp
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-_RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
-_VIEWING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_CLAMPS = (
+    torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_, nn.functional.relu6, nn.functional.hardtanh,
+    nn.functional.hardtanh_, torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_,
+    torch.clamp_max, torch.clamp_max_,
+)  # fmt: skip
+# Parameters after the input, at their defaults, of those that have bounds; in-place twins have the same.
+_BOUNDS = {
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0}, "clamp": {"min": None, "max": None},
+    "clip": {"min": None, "max": None}, "clamp_min": {"min": None}, "clamp_max": {"max": None},
+}  # fmt: skip
+_VIEWING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def _in_place(name: str):
@@ -61,18 +72,48 @@ def module_of(node: fx.Node, model: nn.Module) -> nn.Module | None:
     return model.get_submodule(node.target) if node.op == "call_module" else None
 
 
+def is_layer(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node is a layer that returns a tensor of its own, new in every call."""
+    kinds = nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear
+    return isinstance(module_of(node, model), kinds) and not has_hooks(module_of(node, model))
+
+
 def is_identity(node: fx.Node, model: nn.Module) -> bool:
     module = module_of(node, model)
     return type(module) is nn.Identity and not has_hooks(module) and len(node.args) == 1
 
 
-def is_relu(node: fx.Node, model: nn.Module) -> bool:
+def clamp_of(node: fx.Node, model: nn.Module) -> Clamp | None:
+    """The ReLU or other clamp by numbers that the node is; None if it is something else."""
     if node.op == "call_module":
         module = module_of(node, model)
-        return type(module) is nn.ReLU and not has_hooks(module)
-    return (node.op == "call_function" and node.target in _RELUS) or (
-        node.op == "call_method" and node.target in ("relu", "relu_")
-    )
+        if has_hooks(module) or len(node.args) != 1:
+            return None
+        if type(module) is nn.Hardtanh:
+            return _clamp("hardtanh", module.min_val, module.max_val)
+        return {nn.ReLU: RELU, nn.ReLU6: RELU6}.get(type(module))
+    if node.op == "call_function" and node.target in _CLAMPS:
+        name = node.target.__name__.rstrip("_")
+    elif node.op == "call_method" and node.target.rstrip("_") in ("relu", "clamp", "clip", "clamp_min", "clamp_max"):
+        name = node.target.rstrip("_")
+    else:
+        return None
+    if "out" in node.kwargs:
+        return None
+    if name in ("relu", "relu6"):
+        return RELU if name == "relu" else RELU6
+    given = {**_BOUNDS[name], **dict(zip(_BOUNDS[name], node.args[1:])), **node.kwargs}
+    if name == "hardtanh":
+        return _clamp(name, given["min_val"], given["max_val"])
+    return _clamp("clamp", given.get("min"), given.get("max"))
+
+
+def _clamp(name: str, lower, upper) -> Clamp | None:
+    """None unless the bounds are numbers: a tensor may be another in every call, and NaN makes everything NaN."""
+    bounds = [bound for bound in (lower, upper) if bound is not None]
+    if not bounds or not all(isinstance(bound, (int, float)) and not math.isnan(bound) for bound in bounds):
+        return None
+    return Clamp(*(None if bound is None else float(bound) for bound in (lower, upper)), name)
 
 
 def is_addition(node: fx.Node) -> bool:
@@ -93,7 +134,8 @@ def written_by(node: fx.Node, model: nn.Module) -> fx.Node | None:
     elif node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         operators = name in ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "setitem", "iand", "ior", "ixor")
-        in_place = operators or (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace", False)
+        asked = node.kwargs.get("inplace", False) or any(arg is True for arg in node.args)
+        in_place = operators or (name.endswith("_") and not name.endswith("__")) or asked
     else:
         return None
     if "out" in node.kwargs:
@@ -115,6 +157,7 @@ def _sources(node: fx.Node, model: nn.Module) -> set[fx.Node]:
             continue
         found.add(current)
         module = module_of(current, model)
-        if current.op in ("call_function", "call_method") or (isinstance(module, _VIEWING) if module else False):
+        in_place = getattr(module, "inplace", False)
+        if current.op in ("call_function", "call_method") or isinstance(module, _VIEWING) or in_place:
             waiting += current.all_input_nodes
     return found

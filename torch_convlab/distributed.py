@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from . import functional
 from . import nn as layers
+from ._clamp import Clamp, as_clamp
 from .functional.normalization import update_running
 
 __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
@@ -42,7 +43,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, process_group: as in torch.
-        relu: let ReLU follow, in the same pass over memory.
+        relu: let ReLU follow, or another `Clamp`, in the same pass over memory.
 
     Shape:
         ``N x C`` or ``N x C x ...``; a second input, if given, is added before the ReLU and has the same size.
@@ -53,7 +54,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-        track_running_stats: bool = True, process_group=None, device=None, dtype=None, *, relu: bool = False,
+        track_running_stats: bool = True, process_group=None, device=None, dtype=None, *,
+        relu: bool | Clamp = False,
     ) -> None:  # fmt: skip
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.process_group, self.relu = process_group, relu
@@ -74,16 +76,18 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         running = (self.running_mean, self.running_var) if keeps else (None, None)
         affine = self.weight, self.bias
         if not (self.training and _processes(self.process_group) > 1):
-            return _local(input, residual, running, affine, by_batch, momentum, self.eps, self.relu)
+            return functional.batch_norm_fused(
+                input, residual, *running, *affine, by_batch, momentum, self.eps, self.relu
+            )
         output, mean, variance, count = _SyncBatchNorm.apply(
-            input, *affine, residual, self.relu, self.eps, self.process_group
+            input, *affine, residual, as_clamp(self.relu), self.eps, self.process_group
         )
         if running[0] is not None:
             update_running(*running, mean, variance, count.item(), momentum)
         return output
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", relu=True" if self.relu else "")
+        return super().extra_repr() + (f", relu={self.relu}" if self.relu else "")
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group=None) -> nn.Module:
@@ -97,7 +101,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group=None) -> nn.Module:
     """
     for layer in module.modules():
         if type(layer) in _PLAIN + _WITH_RELU and "forward" not in vars(layer):
-            layer.relu = type(layer) in _WITH_RELU
+            layer.relu = getattr(layer, "relu", False)
             layer.process_group = process_group
             layer.__class__ = SyncBatchNorm
     return module
@@ -107,29 +111,20 @@ def _processes(group) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def _local(input, residual, running, affine, by_batch, momentum, eps, relu) -> Tensor:
-    if residual is None:
-        function = functional.batch_norm_relu if relu else functional.batch_norm
-        return function(input, *running, *affine, by_batch, momentum, eps)
-    if relu:
-        return functional.batch_norm_add_relu(input, residual, *running, *affine, by_batch, momentum, eps)
-    return functional.batch_norm(input, *running, *affine, by_batch, momentum, eps) + residual
-
-
 class _SyncBatchNorm(Function):
     """The output, and mean, biased variance and count of the whole batch.
 
-    With ``r = 1/sqrt(variance + eps)``, ``n = (x - mean) * r`` and ``g`` the gradient where the ReLU passes, the sums S
-    over the whole batch of its N values: ``dx = w*r * (g - S(g)/N - n*S(g*n)/N)``. The kernel of evaluation computes
+    With ``r = 1/sqrt(variance + eps)``, ``n = (x - mean) * r`` and ``g`` the gradient where the clamp passes, the sums
+    S over the whole batch of its N values: ``dx = w*r * (g - S(g)/N - n*S(g*n)/N)``. The kernel of evaluation computes
     ``w*r*g``, and once more, with other weights and the first result for its residual, the rest.
     """
 
     @staticmethod
-    def forward(ctx, input, weight, bias, residual, relu, eps, group):
+    def forward(ctx, input, weight, bias, residual, clamp, eps, group):
         mean, variance, count = _merged(input, group)
-        output = _ops.batch_norm_eval(input, weight, bias, mean, variance, residual, relu, eps)
-        ctx.save_for_backward(input, weight, bias, mean, variance, residual if relu else None)
-        ctx.relu, ctx.eps, ctx.group, ctx.count = relu, eps, group, count
+        output = _ops.batch_norm_eval(input, weight, bias, mean, variance, residual, *clamp.bounds, eps)
+        ctx.save_for_backward(input, weight, bias, mean, variance, residual if clamp.name != "none" else None)
+        ctx.clamp, ctx.eps, ctx.group, ctx.count = clamp, eps, group, count
         count = torch.tensor(count)
         ctx.mark_non_differentiable(mean, variance, count)
         ctx.set_materialize_grads(False)
@@ -144,15 +139,15 @@ class _SyncBatchNorm(Function):
         scale = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
         shift = torch.zeros_like(mean) if bias is None else bias.detach().to(mean.dtype)
         grad_input, grad_weight, grad_bias, grad_residual = _ops.batch_norm_backward(
-            grad_output, input, scale, shift, mean, variance, residual, ctx.relu, False, ctx.eps
+            grad_output, input, scale, shift, mean, variance, residual, *ctx.clamp.bounds, False, ctx.eps
         )
         sums = torch.stack([grad_weight, grad_bias]).double()
         dist.all_reduce(sums, group=ctx.group)
         factor = scale.double() * torch.rsqrt(variance.double() + ctx.eps) / -ctx.count
         slope, constant = (sums * factor).to(mean.dtype)
         if ctx.needs_input_grad[0]:
-            grad_input = _ops.batch_norm_eval(input, slope, constant, mean, variance, grad_input, False, ctx.eps)
-        if not ctx.relu:
+            grad_input = _ops.batch_norm_eval(input, slope, constant, mean, variance, grad_input, None, None, ctx.eps)
+        if ctx.clamp.name == "none":
             grad_residual = grad_output
         wanted = ctx.needs_input_grad
         return (

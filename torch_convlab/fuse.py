@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from . import _epilogues, _fold
+from . import _epilogues, _fold, _order
 from ._epilogues import Epilogue
 from ._fold import Fusion
 from ._graph import trace
+from ._order import Move
 from .recompute import RecomputingGraphModule
 
 _RECORD = "_convlab_fusions"
@@ -30,7 +31,8 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     this library takes what follows it, a residual addition, a ReLU or both, and keeps its weight in the order in which
     its kernel reads it (`nn.ConvAddReLU`). In both modes, a batch norm of this library that is not folded takes a
     ReLU, or an addition and a ReLU, that follow it (`nn.BatchNormReLU2d`, `nn.BatchNormAddReLU2d`). Layers of torch.nn
-    are folded but take nothing: `convert` the model first.
+    are folded but take nothing: `convert` the model first. In place of the ReLU there may be ReLU6, Hardtanh or, for
+    convolutions, `torch.clamp` by numbers. What is left of them is moved behind a max pooling that reads it.
 
     Everything is found by tracing the model with `torch.fx`: modules, functions, methods and operators alike, a ReLU
     module that is called in several places included. A layer is left alone that is called several times or carries
@@ -74,12 +76,13 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
             undo.append(_fold.fold(model, fusion))
     if undo:
         graph = graph and trace(model)
-    fused, chains = model, []
+    fused, chains, moves = model, [], []
     if graph is not None:
         if example_inputs is not None:
             _propagate(model, graph, arguments)
-        chains = [chain for chain in _epilogues.find(model, graph) if not chain.reason]
-        if chains or recompute:
+        chains, moves = _plan(model, graph)
+        if chains or moves or recompute:
+            moves = _order.apply(graph, moves)
             kind = RecomputingGraphModule if recompute else fx.GraphModule
             fused = _epilogues.apply(model, graph, chains, kind)
     if example_inputs is not None:
@@ -91,15 +94,21 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     record = list(vars(model).get(_RECORD, ())) + [fusion for fusion in fusions if fusion.folds]
     setattr(model, _RECORD, record)
     if fused is not model:
-        setattr(fused, _RECORD, record + [chain.epilogue for chain in chains if chain.parts])
+        setattr(fused, _RECORD, record + [chain.epilogue for chain in chains if chain.parts] + moves)
     return fused
 
 
-def fusion_report(model: nn.Module) -> list[Fusion | Epilogue]:
+def _plan(model: nn.Module, graph: fx.Graph) -> tuple[list, list]:
+    chains = [chain for chain in _epilogues.find(model, graph) if not chain.reason]
+    return chains, _order.find(model, graph, {node for chain in chains for node in chain.nodes})
+
+
+def fusion_report(model: nn.Module) -> list[Fusion | Epilogue | Move]:
     """What `fuse` has done to the model and what it would do now, or the reason why not.
 
-    In eval mode one entry for every batch norm; in both modes one for every layer that an addition or a ReLU follows.
-    Each says it in words (``str``) and in fields. Epilogues of what is still to be folded are known after folding.
+    In eval mode one entry for every batch norm; in both modes one for every layer that an addition or a ReLU follows,
+    and one for every ReLU that `fuse` moved behind a max pooling. Each says it in words (``str``) and in fields.
+    Epilogues of what is still to be folded are known after folding.
     """
     graph = _graph(model)
     report = list(vars(model).get(_RECORD, ()))
@@ -167,10 +176,6 @@ def _results(model: nn.Module, arguments: tuple) -> list[Tensor]:
                 grad for _, grad in sorted(zip(parameters, found), key=lambda pair: pair[0]) if grad is not None
             ]
         return results
-
-
-def _fixed(output: Tensor) -> Tensor:
-    return torch.cos(torch.arange(output.numel(), device=output.device)).view(output.shape).to(output.dtype)
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> str:

@@ -99,7 +99,7 @@ class InnerProduct {
   // + bias, epilogue and store of the `count` values of a pixel that start at `channel` (of all groups).
   void finish_row(T* written, int64_t pixel, int64_t channel, int64_t channels, vec<A> value, int64_t count) const {
     if (arguments_.bias) value += load_partial(arguments_.bias + channel, count);
-    const Epilogue<T> epilogue{written, arguments_.residual, arguments_.relu};
+    const Epilogue<T> epilogue{written, arguments_.residual, arguments_.clamp};
     T* target = written + element(pixel, channel, channels);
     if (!scattered_) {
       if (count == lanes<A>)

@@ -6,6 +6,7 @@
 // ranges, so it is the same for every number of threads.
 #pragma once
 #include "../algorithms.h"
+#include "../clamp.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 #include "dispatch.h"
@@ -37,7 +38,7 @@ struct ConvArguments {
   T* output = nullptr;
   const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
   const T* residual = nullptr;  // added too, element by element, in the layout of what is written; may be null
-  bool relu = false;            // last
+  Clamp clamp;                  // last
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* shared = nullptr;
   int64_t round = 0;

@@ -108,7 +108,7 @@ struct Transfer {
         read(a.pass == Pass::forward ? a.input : a.output),
         written(a.pass == Pass::forward ? a.output : a.input),
         bias(a.bias),
-        epilogue{written, a.residual, a.relu},
+        epilogue{written, a.residual, a.clamp},
         phase_count(phases(geometry, a.pass)) {
     const bool forward = pass == Pass::forward;
     read_channels = forward ? geometry.in_channels_per_group() : geometry.out_channels_per_group();

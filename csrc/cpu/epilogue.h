@@ -1,5 +1,5 @@
-// What follows a convolution's sum before it is stored: + residual, ReLU. Done in the kernels' last stores, each costs
-// at most a read of the residual instead of two more passes over memory.
+// What follows a convolution's sum before it is stored: + residual, then a clamp such as ReLU. Done in the kernels'
+// last stores, each costs at most a read of the residual instead of two more passes over memory.
 #pragma once
 #include "vec.h"
 
@@ -11,27 +11,32 @@ struct Epilogue {
 
   const T* written = nullptr;   // the tensor that is written
   const T* residual = nullptr;  // of the same size and layout, or null
-  bool relu = false;
+  Bounds<A> bounds;
 
-  bool needed() const { return residual || relu; }
+  bool needed() const { return residual || bounds.cut; }
 
   CONVLAB_INLINE void store(T* target, vec<A> value) const {
     if (residual) value += load(residual + (target - written));
-    CONVLAB_ISA::store(target, relu ? CONVLAB_ISA::relu(value) : value);
+    CONVLAB_ISA::store(target, clamped(value));
   }
   CONVLAB_INLINE void store_partial(T* target, vec<A> value, int64_t count) const {
     if (residual) value += load_partial(residual + (target - written), count);
-    CONVLAB_ISA::store_partial(target, relu ? CONVLAB_ISA::relu(value) : value, count);
+    CONVLAB_ISA::store_partial(target, clamped(value), count);
   }
   CONVLAB_INLINE void store_one(T* target, A value) const {
     if (residual) value += to_accumulate(residual[target - written]);
-    *target = from_accumulate<T>(relu && value < 0 ? A(0) : value);
+    *target = from_accumulate<T>(bounds.clamped(value));
   }
   // `count` values in a row.
   void store_row(T* target, const A* values, int64_t count) const {
     int64_t i = 0;
     for (; i + lanes<A> <= count; i += lanes<A>) store(target + i, load(values + i));
     if (i < count) store_partial(target + i, load_partial(values + i, count - i), count - i);
+  }
+
+ private:
+  CONVLAB_INLINE vec<A> clamped(vec<A> value) const {
+    return bounds.cut ? VectorBounds<A>(bounds).clamped(value) : value;
   }
 };
 

@@ -94,13 +94,13 @@ CONVLAB_INLINE void with_flags(bool first, bool second, const Body& body) {
 // Into the L2 cache.
 CONVLAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Where the gradient below the ReLU comes from: the residual matters only to the ReLU's mask.
-enum class Mask { none, relu, relu_of_sum };
+// Where the gradient below the clamp comes from: the residual matters only to the clamp's mask.
+enum class Mask { none, clamp, clamp_of_sum };
 template <class T, class Body>
 CONVLAB_INLINE void with_mask(const NormArguments<T>& a, const Body& body) {
-  if (!a.relu) return body(std::integral_constant<Mask, Mask::none>{});
-  if (!a.residual) return body(std::integral_constant<Mask, Mask::relu>{});
-  return body(std::integral_constant<Mask, Mask::relu_of_sum>{});
+  if (!a.clamp.cuts()) return body(std::integral_constant<Mask, Mask::none>{});
+  if (!a.residual) return body(std::integral_constant<Mask, Mask::clamp>{});
+  return body(std::integral_constant<Mask, Mask::clamp_of_sum>{});
 }
 
 // Moments of everything merged so far: count, mean, sum of squared deviations from it.
@@ -166,22 +166,23 @@ accumulate_t<T> inverse_deviation(const NormArguments<T>& a, accumulate_t<T> var
   return 1 / std::sqrt(variance + static_cast<accumulate_t<T>>(a.eps));
 }
 
-// The one expression for the output before residual and ReLU. The backward pass finds the ReLU's mask by computing
+// The one expression for the output before residual and clamp. The backward pass finds the clamp's mask by computing
 // it again, so it must be the same to the bit.
 template <class V>
 CONVLAB_INLINE V normalized(V x, V mean, V scale, V shift) {
   return fma(x - mean, scale, shift);
 }
-// The gradient of what is normalized, below ReLU and residual; NaN passes the ReLU, as in torch. Takes pointers, not
-// the arguments: stores may alias those, which would then be read again for every vector.
-template <Mask M, class T, class Part, class V>
-CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift) {
+// The gradient of what is normalized, below clamp and residual; NaN passes the clamp, as in torch's ReLU. Takes
+// pointers, not the arguments: stores may alias those, which would then be read again for every vector.
+template <Mask M, class T, class Part, class V, class A = accumulate_t<T>>
+CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift,
+                          const VectorBounds<A>& bounds) {
   V grad = load(grad_output, part);
   if (M == Mask::none) return grad;
   pin(grad);  // else gcc makes it a masked load, which waits for the mask: half the speed from memory
   V y = normalized(x, mean, scale, shift);
-  if (M == Mask::relu_of_sum) y += load(residual, part);
-  return y <= 0 ? V{} : grad;
+  if (M == Mask::clamp_of_sum) y += load(residual, part);
+  return bounds.stops(y) ? V{} : grad;
 }
 
 // What the gradient of the input owes to the statistics of its group. With G = weight * gradient,

@@ -3,10 +3,9 @@
 // Idea: rows are read in memory order in blocks whose size depends on the geometry alone. Every block leaves sums per
 // channel; merging them in a fixed order gives the same bits for every number of threads. The second pass goes
 // through each thread's blocks backwards, starting with those still in cache.
-// The first pass of a backward under ReLU and residual writes the residual's gradient, which is all the second needs of
-// gradient, residual and mask.
-// Cost: two reads and one write forward, four and one backward, less what the caches hold.
-// Limits: below a vector's width of channels most lanes are idle.
+// The first pass of a backward under clamp and residual writes the residual's gradient, which is all the second needs
+// of gradient, residual and mask. Cost: two reads and one write forward, four and one backward, less what the caches
+// hold. Limits: below a vector's width of channels most lanes are idle.
 #pragma once
 #include "moments.h"
 
@@ -208,20 +207,21 @@ struct NormColumns {
 
   static void forward_blocks(const Arguments& a, int64_t begin, int64_t end) {
     with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
-      with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
+      with_flags(a.clamp.cuts(), a.residual != nullptr, [&](auto clamps, auto residual) {
         for (int64_t task = end - 1; task >= begin; --task)
-          normalize<relu.value, residual.value, stream.value>(a, task);
+          normalize<clamps.value, residual.value, stream.value>(a, task);
       });
     });
   }
 
-  template <bool Relu, bool Residual, bool Streams>
+  template <bool Clamps, bool Residual, bool Streams>
   static void normalize(const Arguments& a, int64_t task) {
     const Workspace w(a);
     const Block block(a, w, task);
     const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
     const T *x = a.input + block.at, *residual = Residual ? a.residual + block.at : nullptr;
     T* output = a.output + block.at;
+    const VectorBounds<A> bounds(a.clamp);
     const int64_t channels = w.channels;
     for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
       const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
@@ -229,13 +229,14 @@ struct NormColumns {
         const int64_t at = (row + r) * channels + c;
         vec<A> y = normalized(load(x + at, part), mean, scale, shift);
         if (Residual) y += load(residual + at, part);
-        store_output<Streams>(output + at, Relu ? relu(y) : y, part);
+        store_output<Streams>(output + at, Clamps ? bounds.clamped(y) : y, part);
       }
     });
   }
 
   static void block_sums(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
+    const VectorBounds<A> bounds(a.clamp);
     with_mask(a, [&](auto mask) {
       for (int64_t task = begin; task < end; ++task) {
         const Block block(a, w, task);
@@ -243,8 +244,8 @@ struct NormColumns {
         A* grads = w.partial(block.sample, block.index, 0);
         A* products = w.partial(block.sample, block.index, 1);
         const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
-        const T* residual = mask.value == Mask::relu_of_sum ? a.residual + block.at : nullptr;
-        T* grad_residual = mask.value == Mask::relu_of_sum && a.grad_residual ? a.grad_residual + block.at : nullptr;
+        const T* residual = mask.value == Mask::clamp_of_sum ? a.residual + block.at : nullptr;
+        T* grad_residual = mask.value == Mask::clamp_of_sum && a.grad_residual ? a.grad_residual + block.at : nullptr;
         const int64_t channels = w.channels;
         std::fill(grads, grads + channels, A(0));
         std::fill(products, products + channels, A(0));
@@ -254,8 +255,9 @@ struct NormColumns {
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
             const int64_t at = (row + r) * channels + c;
             const vec<A> x = load(input + at, part);
-            const vec<A> grad = gradient<mask.value>(grad_output + at, residual + at, part, x, mean, scale, shift);
-            if (mask.value == Mask::relu_of_sum && grad_residual) store(grad_residual + at, grad, part);
+            const vec<A> grad =
+                gradient<mask.value>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
+            if (mask.value == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
             sum += grad;
             product = fma(grad, x - mean, product);
           }
@@ -300,7 +302,8 @@ struct NormColumns {
 
   static void backward_blocks(const Arguments& a, int64_t begin, int64_t end) {
     with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
-      if (a.relu && a.grad_residual) return write_gradient<Mask::none, stream.value>(a, a.grad_residual, begin, end);
+      if (a.clamp.cuts() && a.grad_residual)
+        return write_gradient<Mask::none, stream.value>(a, a.grad_residual, begin, end);
       with_mask(a, [&](auto mask) { write_gradient<mask.value, stream.value>(a, a.grad_output, begin, end); });
     });
   }
@@ -308,13 +311,14 @@ struct NormColumns {
   template <Mask M, bool Streams>
   static void write_gradient(const Arguments& a, const T* gradients, int64_t begin, int64_t end) {
     const Workspace w(a);
+    const VectorBounds<A> bounds(a.clamp);
     const vec_mask<A> varies = statistics_mask(a);
     for (int64_t task = end - 1; task >= begin; --task) {
       const Block block(a, w, task);
       const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
       const A *slopes = w.slope(block.sample), *constants = w.constant(block.sample);
       const T *input = a.input + block.at, *grad_output = gradients + block.at;
-      const T* residual = M == Mask::relu_of_sum ? a.residual + block.at : nullptr;
+      const T* residual = M == Mask::clamp_of_sum ? a.residual + block.at : nullptr;
       T* output = a.output + block.at;
       const int64_t channels = w.channels;
       for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
@@ -323,7 +327,7 @@ struct NormColumns {
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
           const int64_t at = (row + r) * channels + c;
           const vec<A> x = load(input + at, part);
-          const vec<A> grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift);
+          const vec<A> grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
           const vec<A> deviation = varies ? x - mean : vec<A>{};
           store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
         }

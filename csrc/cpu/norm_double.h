@@ -1,7 +1,7 @@
 // Second derivative of batch norm in training: gradients of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, dr>,
 // where dx, dw, db and dr are what the first backward pass gives.
 //
-// Idea: with g the gradient below the ReLU, d = x - mean and M the mean over the channel, both results are lines in
+// Idea: with g the gradient below the clamp, d = x - mean and M the mean over the channel, both results are lines in
 // g, v and d whose coefficients, one per channel, are made of M(g), M(v), M(g d), M(v d) and M(g v). So a pass sums and
 // a pass writes, as in the first backward: channels_first channel by channel, the second time from cache, channels_last
 // by blocks of rows, whose sums are merged in order.
@@ -34,7 +34,7 @@ struct NormDouble {
 
  private:
   enum Sum { kG, kV, kGD, kVD, kGV, kSums };
-  // mean, scale and bias give the output and with it the ReLU's mask; then dg = scale*v + g_slope*d + g_constant and
+  // mean, scale and bias give the output and with it the clamp's mask; then dg = scale*v + g_slope*d + g_constant and
   // dx = x_g*g + x_v*v + x_slope*d + x_constant.
   enum Coefficient { kMean, kScale, kBias, kGSlope, kGConstant, kXG, kXV, kXSlope, kXConstant, kCoefficients };
 
@@ -88,6 +88,7 @@ struct NormDouble {
   struct Pointers {
     const T *input, *grad_output, *residual, *v, *v_residual;
     T *grad_grad_output, *grad_input;
+    VectorBounds<A> bounds;
     explicit Pointers(const Arguments& a)
         : input(a.input),
           grad_output(a.grad_output),
@@ -95,9 +96,10 @@ struct NormDouble {
           v(a.v),
           v_residual(a.v_residual),
           grad_grad_output(a.grad_grad_output),
-          grad_input(a.output) {}
+          grad_input(a.output),
+          bounds(a.clamp) {}
   };
-  // The operands of some elements; `take(which)` gives coefficients of their channels. `stops`: where the ReLU does.
+  // The operands of some elements; `take(which)` gives coefficients of their channels. `stops`: where the clamp does.
   struct Operands {
     vec<A> d, g, v;
     vec_mask<A> stops;
@@ -110,8 +112,8 @@ struct NormDouble {
     if (M != Mask::none) {
       pin(g);  // as in gradient()
       vec<A> y = normalized(x, mean, take(kScale), take(kBias));
-      if (M == Mask::relu_of_sum) y += load(p.residual + at, part);
-      stops = y <= 0;
+      if (M == Mask::clamp_of_sum) y += load(p.residual + at, part);
+      stops = p.bounds.stops(y);
       g = stops ? vec<A>{} : g;
     }
     return {zero_rest<A>(x - mean, part), g, v, stops};
@@ -127,8 +129,8 @@ struct NormDouble {
   static CONVLAB_INLINE void write(const Pointers& p, int64_t at, Part part, const Take& take) {
     const Operands o = read<M>(p, at, part, take);
     vec<A> grad = fma(take(kScale), o.v, fma(take(kGSlope), o.d, take(kGConstant)));
-    if (M == Mask::relu_of_sum && p.v_residual) grad += load(p.v_residual + at, part);
-    if (M != Mask::none) grad = o.stops ? vec<A>{} : grad;  // from g to the gradient above the ReLU
+    if (M == Mask::clamp_of_sum && p.v_residual) grad += load(p.v_residual + at, part);
+    if (M != Mask::none) grad = o.stops ? vec<A>{} : grad;  // from g to the gradient above the clamp
     const vec<A> line = fma(take(kXV), o.v, fma(take(kXSlope), o.d, take(kXConstant)));
     store_output<Streams>(p.grad_grad_output + at, grad, part);
     store_output<Streams>(p.grad_input + at, fma(take(kXG), o.g, line), part);

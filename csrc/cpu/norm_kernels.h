@@ -18,6 +18,7 @@
 // A computation is a short list of phases, run one after another; each is a number of independent tasks. What a task
 // computes depends on the geometry alone, so the result is the same for every number of threads.
 #pragma once
+#include "../clamp.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 #include "dispatch.h"
@@ -29,7 +30,7 @@ struct NormArguments {
   using A = accumulate_t<T>;
   int64_t samples = 0, repeats = 1, groups = 1, channels_per_group = 1, pixels = 1;
   Layout layout = Layout::channels_first;
-  bool relu = false;       // output = relu(normalized + residual)
+  Clamp clamp;             // output = clamp(normalized + residual)
   bool statistics = true;  // mean and variance are those of the input, else given constants (running averages)
   bool centered = true;    // false: RMS norm, whose mean is null and whose variance is the mean of squares
   double eps = 0;

@@ -3,7 +3,7 @@
 //
 // Idea: a row stays in cache between its statistics and its output. The gradients of weight and bias are summed over
 // blocks of rows whose size depends on the geometry alone, and the blocks merged in double in a fixed order.
-// Cost: forward one read and one write, backward two reads and one write. Limits: no ReLU, no residual, no given
+// Cost: forward one read and one write, backward two reads and one write. Limits: no clamp, no residual, no given
 // statistics; those belong to batch norm, whose groups are never such rows.
 #pragma once
 #include "moments.h"

@@ -4,7 +4,7 @@
 // cache. In a batch norm the group is one channel in all samples. While it computes, the second pass fetches the next
 // group, so that memory is read and written at the same time.
 // Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write, with
-// ReLU and residual three and two: the first pass writes the residual's gradient, which is all the second needs of
+// clamp and residual three and two: the first pass writes the residual's gradient, which is all the second needs of
 // gradient, residual and mask.
 // Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
 #pragma once
@@ -65,17 +65,17 @@ struct NormRuns {
   static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
     const bool fetches = a.output && fetches_next(a, a.residual ? 2 : 1);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
-      with_flags(a.relu, a.residual != nullptr, [&](auto relu, auto residual) {
+      with_flags(a.clamp.cuts(), a.residual != nullptr, [&](auto clamps, auto residual) {
         for (int64_t group = begin; group < end; ++group)
           if (fetches && group + 1 < end)
-            forward_group<relu.value, residual.value, stream.value, true>(a, group);
+            forward_group<clamps.value, residual.value, stream.value, true>(a, group);
           else
-            forward_group<relu.value, residual.value, stream.value, false>(a, group);
+            forward_group<clamps.value, residual.value, stream.value, false>(a, group);
       });
     });
   }
 
-  template <bool Relu, bool Residual, bool Streams, bool Fetches>
+  template <bool Clamps, bool Residual, bool Streams, bool Fetches>
   static void forward_group(const Arguments& a, int64_t group) {
     const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
     if (a.statistics) {
@@ -86,27 +86,28 @@ struct NormRuns {
     }
     for (int64_t c = first; a.output && c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
-        normalize<Relu, Residual, Streams, Fetches>(a, channel(a, group, c),
-                                                    offset(a, sample, c) + repeat * repeat_stride(a));
+        normalize<Clamps, Residual, Streams, Fetches>(a, channel(a, group, c),
+                                                      offset(a, sample, c) + repeat * repeat_stride(a));
   }
 
-  template <bool Relu, bool Residual, bool Streams, bool Fetches>
+  template <bool Clamps, bool Residual, bool Streams, bool Fetches>
   static void normalize(const Arguments& a, Channel channel, int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const T *x = a.input + at, *residual = Residual ? a.residual + at : nullptr;
     T* output = a.output + at;
+    const VectorBounds<A> bounds(a.clamp);
     const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
       if (Fetches) prefetch(x + i + ahead);
       if (Fetches && Residual) prefetch(residual + i + ahead);
       vec<A> y = normalized(load(x + i, part), mean, scale, shift);
       if (Residual) y += load(residual + i, part);
-      store_output<Streams>(output + i, Relu ? relu(y) : y, part);
+      store_output<Streams>(output + i, Clamps ? bounds.clamped(y) : y, part);
     });
   }
 
   static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
-    const bool fetches = fetches_next(a, a.relu && a.residual ? 3 : 2);
+    const bool fetches = fetches_next(a, a.clamp.cuts() && a.residual ? 3 : 2);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
       with_mask(a, [&](auto mask) {
         for (int64_t group = begin; group < end; ++group)
@@ -133,7 +134,7 @@ struct NormRuns {
     for (int64_t c = first; c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat) {
         const int64_t at = offset(a, sample, c) + repeat * repeat_stride(a);
-        if (M == Mask::relu_of_sum && a.grad_residual)
+        if (M == Mask::clamp_of_sum && a.grad_residual)
           write_gradient<Mask::none, Streams, Fetches>(a, a.grad_residual, channel(a, group, c), through, at);
         else
           write_gradient<M, Streams, Fetches>(a, a.grad_output, channel(a, group, c), through, at);
@@ -143,6 +144,7 @@ struct NormRuns {
   template <Mask M>
   static ChannelSums sum_channel(const Arguments& a, Channel channel, int64_t first) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
+    const VectorBounds<A> bounds(a.clamp);
     ChannelSums total = {0, 0};
     vec<A> sum[kChains] = {}, products[kChains] = {};
     int64_t count = 0;
@@ -151,12 +153,12 @@ struct NormRuns {
         const int64_t at = first + repeat * repeat_stride(a) + begin;
         const int64_t size = std::min(kBlockElements, a.pixels - begin);
         const T *input = a.input + at, *grads = a.grad_output + at;
-        const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
-        T* grad_residual = M == Mask::relu_of_sum && a.grad_residual ? a.grad_residual + at : nullptr;
+        const T* residual = M == Mask::clamp_of_sum ? a.residual + at : nullptr;
+        T* grad_residual = M == Mask::clamp_of_sum && a.grad_residual ? a.grad_residual + at : nullptr;
         for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
           const vec<A> x = load(input + i, part);
-          const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
-          if (M == Mask::relu_of_sum && grad_residual) store(grad_residual + i, grad, part);
+          const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
+          if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + i, grad, part);
           sum[chain] += grad;
           products[chain] += zero_rest<A>(grad * (x - mean), part);
         });
@@ -175,9 +177,10 @@ struct NormRuns {
                              int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
     const vec<A> slope = broadcast(through.slope), constant = broadcast(through.constant);
+    const VectorBounds<A> bounds(a.clamp);
     const vec_mask<A> varies = statistics_mask(a);
     const T *input = a.input + at, *grads = gradients + at;
-    const T* residual = M == Mask::relu_of_sum ? a.residual + at : nullptr;
+    const T* residual = M == Mask::clamp_of_sum ? a.residual + at : nullptr;
     T* output = a.output + at;
     const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
@@ -187,7 +190,7 @@ struct NormRuns {
         if (a.residual) prefetch(a.residual + at + i + ahead);
       }
       const vec<A> x = load(input + i, part);
-      const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift);
+      const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
       const vec<A> deviation = varies ? x - mean : vec<A>{};
       store_output<Streams>(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
     });

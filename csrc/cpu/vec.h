@@ -184,10 +184,19 @@ template <class V>
 CONVLAB_INLINE V maximum(V a, V b) {
   return a != a ? a : (b > a ? b : (b != b ? b : a));
 }
-// ReLU as torch defines it: NaN stays NaN.
-template <class V>
-CONVLAB_INLINE V relu(V v) {
-  return v < 0 ? V{} : v;
-}
+// `Bounds` on every lane.
+template <class A>
+struct VectorBounds {
+  vec<A> lower, upper;
+
+  CONVLAB_INLINE explicit VectorBounds(const Bounds<A>& bounds)
+      : lower(broadcast(bounds.lower)), upper(broadcast(bounds.upper)) {}
+
+  CONVLAB_INLINE vec<A> clamped(vec<A> v) const {
+    v = v < lower ? lower : v;
+    return upper < v ? upper : v;
+  }
+  CONVLAB_INLINE vec_mask<A> stops(vec<A> v) const { return (v <= lower) | (v >= upper); }
+};
 
 }  // namespace convlab::cpu::CONVLAB_ISA

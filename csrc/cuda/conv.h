@@ -28,7 +28,7 @@ struct ConvTensors {
   Global<const T> bias, residual;
   DenseStrides in, out;
   int64_t weight_filter, weight_channel, weight_tap;
-  bool relu;
+  Bounds<accumulate_t<T>> bounds;
 
   explicit ConvTensors(const ConvArguments& a) {
     const ConvGeometry& g = a.geometry;
@@ -43,7 +43,7 @@ struct ConvTensors {
     weight_filter = a.weight_stride_filter();
     weight_channel = a.weight_stride_channel;
     weight_tap = a.weight_stride_tap;
-    relu = a.relu;
+    bounds = a.clamp;
   }
 
   // What is stored at `at`, in channel `channel` of the tensor written, for a sum of products.
@@ -62,7 +62,7 @@ struct ConvTensors {
       A value = sum[i];
       if (bias) value += to_accumulate(bias[channel + i]);
       if (residual) value += to_accumulate(added.value[i]);
-      if (relu) value = value < A(0) ? A(0) : value;  // NaN stays
+      if (bounds.cut) value = bounds.clamped(value);
       result.value[i] = from_accumulate<T>(value);
     }
     return result;

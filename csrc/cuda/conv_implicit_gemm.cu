@@ -1,7 +1,7 @@
 // Convolution as an implicit matrix product on tensor cores: float32, bfloat16 and float16, any geometry, all passes.
 //
 // Idea: conv_gemm.h says what the matrices are, conv_mainloop.h multiplies them. A block computes one tile of the
-// product for one group; bias, residual and ReLU are added before it is stored. Channels last with channels in whole
+// product for one group; bias, residual and clamp are applied before it is stored. Channels last with channels in whole
 // chunks of 16 bytes, operands are copied asynchronously; otherwise element by element. Backward weight, whose product
 // is small and whose sum is long, is cut into splits that depend on the geometry alone; a second kernel adds them in
 // order. Cost: multiply_adds() on tensor cores, three times for float32 with all its digits. Limits: sizes below 2^29,

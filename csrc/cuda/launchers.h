@@ -5,6 +5,7 @@
 // by its twin `..._workspace`, in bytes. Tensors are dense and hold at least one element.
 #pragma once
 #include "../algorithms.h"
+#include "../clamp.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 
@@ -23,7 +24,7 @@ struct ConvArguments {
   void* output = nullptr;
   const void* bias = nullptr;      // added to what the pass writes (never in backward_weight); may be null
   const void* residual = nullptr;  // added to the output of the forward pass; may be null
-  bool relu = false;               // of the forward pass
+  Clamp clamp;                     // last, of the forward pass
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* workspace = nullptr;
 
@@ -53,7 +54,7 @@ struct NormArguments {
   Dtype dtype = Dtype::float32;
   Layout layout = Layout::channels_first;
   bool backward = false;
-  bool relu = false;       // output = relu(normalized + residual)
+  Clamp clamp;             // output = clamp(normalized + residual)
   bool statistics = true;  // mean and variance are those of the input, else given constants (running averages)
   double eps = 0;
   const void* input = nullptr;

@@ -30,7 +30,7 @@ struct NormShape {
 };
 
 // normalized = fma(input - mean, scale, bias). Forward and backward compute it alike, to the last bit, so that backward
-// finds the ReLU's mask without having kept the output.
+// finds the clamp's mask without having kept the output.
 template <class A>
 struct NormConstants {
   A mean, deviation, scale, bias;  // deviation: its inverse
@@ -44,7 +44,7 @@ struct NormTensors {
   Global<A> mean, variance, grad_weight, grad_bias;
   Global<const A> weight, bias;
   A eps;
-  bool relu;
+  Bounds<A> bounds;
 
   explicit NormTensors(const NormArguments& a) {
     const int64_t n = a.elements(), groups = a.samples * a.groups, channels = a.channels();
@@ -60,7 +60,7 @@ struct NormTensors {
     grad_weight = global(static_cast<A*>(a.grad_weight), channels);
     grad_bias = global(static_cast<A*>(a.grad_bias), channels);
     eps = static_cast<A>(a.eps);
-    relu = a.relu;
+    bounds = a.clamp;
   }
 
   template <class Int>
@@ -79,10 +79,10 @@ struct NormTensors {
     return mean ? mean[group] : A(0);
   }
 
-  // The gradient that passes the ReLU, of an element whose input and residual these are.
+  // The gradient that passes the clamp, of an element whose input and residual these are.
   CONVLAB_DEVICE A masked(A grad, A x, A shortcut, const NormConstants<A>& k) const {
-    if (!relu) return grad;
-    return std::fma(x - k.mean, k.scale, k.bias) + shortcut > A(0) ? grad : A(0);
+    if (!bounds.cut) return grad;
+    return bounds.stops(std::fma(x - k.mean, k.scale, k.bias) + shortcut) ? A(0) : grad;
   }
 };
 

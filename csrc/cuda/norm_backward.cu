@@ -1,8 +1,8 @@
 // Normalization, backward: the gradients of input, residual, weight and bias.
 //
-// Idea: with G the gradient behind the ReLU, X the distance from the mean, r the inverse deviation and n the size of a
+// Idea: with G the gradient behind the clamp, X the distance from the mean, r the inverse deviation and n the size of a
 // group, grad_input = r w G - r^3 X M(w G X) - r M(w G), where M is the mean over the group; grad_bias sums G and
-// grad_weight r G X over everything that shares a channel. The ReLU's mask is computed again, bit for bit as forward
+// grad_weight r G X over everything that shares a channel. The clamp's mask is computed again, bit for bit as forward
 // did. So one read sums G and G X for each sample and channel, small kernels turn them into one slope and one constant
 // for each group and into the gradients of the parameters, and a last one writes grad_input. Where a group is a row
 // with a weight for each of its elements (layer norm), sums over rows and sums over columns are taken apart. Cost: two
@@ -37,17 +37,17 @@ struct ChannelSums {
     const auto x = load_vector<kWidth>(t.input, at);
     const auto grad = load_vector<kWidth>(t.grad_output, at);
     Vector<T, kWidth> shortcut;
-    if (t.relu && t.residual) shortcut = load_vector<kWidth>(t.residual, at);
+    if (t.bounds.cut && t.residual) shortcut = load_vector<kWidth>(t.residual, at);
     for (int i = 0; i < kWidth; ++i) {
       const A value = to_accumulate(x.value[i]);
-      const A added = t.relu && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
+      const A added = t.bounds.cut && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
       a[i] = t.masked(to_accumulate(grad.value[i]), value, added, k[i]);
       b[i] = value - k[i].mean;
     }
   }
 };
 
-// w G and X of rows: a plane is a row, its elements have weights of their own. There is no ReLU here.
+// w G and X of rows: a plane is a row, its elements have weights of their own. There is no clamp here.
 template <class T>
 struct RowSums {
   using A = accumulate_t<T>;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const auto x = load_vector<kWidth>(t.input, element);
   const auto grad = load_vector<kWidth>(t.grad_output, element);
   Vector<T, kWidth> shortcut, grad_input, grad_residual;
-  if (t.relu && t.residual) shortcut = load_vector<kWidth>(t.residual, element);
+  if (t.bounds.cut && t.residual) shortcut = load_vector<kWidth>(t.residual, element);
   NormConstants<A> k;
   Coefficients<A> c = {};
   bool other = true;
@@ -171,10 +171,12 @@ __global__ void __launch_bounds__(kNormThreads)
       if (coefficients) c = coefficients[group];
     }
     const A value = to_accumulate(x.value[i]);
-    const A added = t.relu && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
+    const A added = t.bounds.cut && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
     const A g = t.masked(to_accumulate(grad.value[i]), value, added, k);
     grad_residual.value[i] = from_accumulate<T>(g);
-    grad_input.value[i] = from_accumulate<T>(std::fma(k.scale, g, std::fma(c.slope, value - k.mean, c.constant)));
+    // The deviation, which may be infinite, takes no part where the statistics are constants.
+    const A through = coefficients ? std::fma(c.slope, value - k.mean, c.constant) : A(0);
+    grad_input.value[i] = from_accumulate<T>(std::fma(k.scale, g, through));
     if (i + 1 < kWidth) other = cursor.advance(shape);
   }
   store_vector(t.output, element, grad_input);

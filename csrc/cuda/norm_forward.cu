@@ -1,4 +1,4 @@
-// Normalization, forward: statistics of the groups, then relu(normalized + residual).
+// Normalization, forward: statistics of the groups, then clamp(normalized + residual).
 //
 // Idea: batch, group, instance, layer and RMS norm are one computation (csrc/cpu/norm_kernels.h). In channels_first
 // order a group's share of one repeat is a run of neighbours, a plane; channels last, moments are taken for each
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, Norm
   for (int i = 0; i < kWidth; ++i) {
     A value = std::fma(to_accumulate(x.value[i]) - k.mean, k.scale, k.bias);
     if (t.residual) value += to_accumulate(shortcut.value[i]);
-    if (t.relu) value = value < A(0) ? A(0) : value;  // NaN stays
+    if (t.bounds.cut) value = t.bounds.clamped(value);
     result.value[i] = from_accumulate<T>(value);
     if (i + 1 < kWidth && cursor.advance(shape))
       k = t.constants(shape.group(cursor.sample, cursor.channel), cursor.channel);

@@ -12,13 +12,13 @@ using c10::SymIntArrayRef;
 
 namespace {
 
-NormProblem batch_norm_problem(const Tensor& input, bool relu, bool statistics, double eps) {
+NormProblem batch_norm_problem(const Tensor& input, const Clamp& clamp, bool statistics, double eps) {
   NormProblem problem;
   problem.repeats = input.size(0);
   problem.groups = input.size(1);
   problem.pixels = pixels_of(input);
   problem.layout = problem.pixels == 1 ? Layout::channels_last : layout_of(with_height(input));
-  problem.relu = relu;
+  problem.clamp = clamp;
   problem.statistics = statistics;
   problem.eps = eps;
   return problem;
@@ -27,18 +27,18 @@ NormProblem batch_norm_problem(const Tensor& input, bool relu, bool statistics, 
 }  // namespace
 
 NormResult batch_norm_train_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                 const OptionalTensor& residual, bool, double) {
+                                 const OptionalTensor& residual, Bound, Bound, double) {
   check_batch_norm_train(input, weight, bias, residual);
   const SymInt size[] = {input.sym_size(1)};
   return {empty_like_input(input), empty_statistics(input, size), empty_statistics(input, size)};
 }
 
 NormResult batch_norm_train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, bool relu, double eps) {
-  const NormResult result = batch_norm_train_meta(input, weight, bias, residual, relu, eps);
+                            const OptionalTensor& residual, Bound lower, Bound upper, double eps) {
+  const NormResult result = batch_norm_train_meta(input, weight, bias, residual, lower, upper, eps);
   NormTensors tensors = forward_tensors(input, weight, bias, residual);
   std::tie(tensors.output, tensors.mean, tensors.variance) = result;
-  run_normalization(batch_norm_problem(input, relu, true, eps), tensors, NormPass::forward);
+  run_normalization(batch_norm_problem(input, {lower, upper}, true, eps), tensors, NormPass::forward);
   return result;
 }
 
@@ -53,41 +53,43 @@ std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
   NormTensors tensors;
   tensors.input = input;
   std::tie(tensors.mean, tensors.variance) = result;
-  run_normalization(batch_norm_problem(input, false, true, 0), tensors, NormPass::forward);
+  run_normalization(batch_norm_problem(input, {}, true, 0), tensors, NormPass::forward);
   return result;
 }
 
 Tensor batch_norm_eval_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                            const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, bool, double) {
+                            const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, Bound, Bound,
+                            double) {
   check_batch_norm_eval(input, weight, bias, mean, variance, residual);
   return empty_like_input(input);
 }
 
 Tensor batch_norm_eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                       const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, bool relu,
-                       double eps) {
+                       const Tensor& mean, const Tensor& variance, const OptionalTensor& residual, Bound lower,
+                       Bound upper, double eps) {
   NormTensors tensors = forward_tensors(input, weight, bias, residual);
-  tensors.output = batch_norm_eval_meta(input, weight, bias, mean, variance, residual, relu, eps);
+  tensors.output = batch_norm_eval_meta(input, weight, bias, mean, variance, residual, lower, upper, eps);
   tensors.mean = accumulated(mean, input);
   tensors.variance = accumulated(variance, input);
-  run_normalization(batch_norm_problem(input, relu, false, eps), tensors, NormPass::forward);
+  run_normalization(batch_norm_problem(input, {lower, upper}, false, eps), tensors, NormPass::forward);
   return tensors.output;
 }
 
 NormGradients batch_norm_backward_meta(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                        const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
-                                       const OptionalTensor& residual, bool relu, bool, double) {
+                                       const OptionalTensor& residual, Bound lower, Bound upper, bool, double) {
   check_batch_norm(input, weight, bias, residual);
   check_backward(grad_output, input, mean, variance, input.sym_size(1));
-  return empty_gradients(input, empty_like_input(input), weight, bias, relu ? residual : std::nullopt);
+  return empty_gradients(input, empty_like_input(input), weight, bias,
+                         Clamp(lower, upper).cuts() ? residual : std::nullopt);
 }
 
 NormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                   const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
-                                  const OptionalTensor& residual, bool relu, bool train, double eps) {
+                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps) {
   const auto gradients =
-      batch_norm_backward_meta(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps);
-  run_normalization(batch_norm_problem(input, relu, train, eps),
+      batch_norm_backward_meta(grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps);
+  run_normalization(batch_norm_problem(input, {lower, upper}, train, eps),
                     backward_tensors(grad_output, input, weight, bias, mean, variance, residual, gradients),
                     NormPass::backward);
   return gradients;
@@ -99,7 +101,7 @@ NormResult batch_norm_double_backward_meta(const Tensor& v, const OptionalTensor
                                            const OptionalTensor& v_bias, const OptionalTensor& v_residual,
                                            const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                            const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
-                                           const OptionalTensor& residual, bool, double) {
+                                           const OptionalTensor& residual, Bound, Bound, double) {
   check_batch_norm(input, weight, bias, residual);
   check_backward(grad_output, input, mean, variance, input.sym_size(1));
   check_twin("v", v, input);
@@ -112,9 +114,10 @@ NormResult batch_norm_double_backward_meta(const Tensor& v, const OptionalTensor
 NormResult batch_norm_double_backward(const Tensor& v, const OptionalTensor& v_weight, const OptionalTensor& v_bias,
                                       const OptionalTensor& v_residual, const Tensor& grad_output, const Tensor& input,
                                       const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& mean,
-                                      const Tensor& variance, const OptionalTensor& residual, bool relu, double eps) {
+                                      const Tensor& variance, const OptionalTensor& residual, Bound lower, Bound upper,
+                                      double eps) {
   const NormResult result = batch_norm_double_backward_meta(v, v_weight, v_bias, v_residual, grad_output, input, weight,
-                                                            bias, mean, variance, residual, relu, eps);
+                                                            bias, mean, variance, residual, lower, upper, eps);
   NormTensors tensors = backward_tensors(grad_output, input, weight, bias, mean, variance, residual,
                                          {std::get<1>(result), std::get<2>(result), Tensor(), Tensor()});
   tensors.grad_grad_output = std::get<0>(result);
@@ -122,7 +125,7 @@ NormResult batch_norm_double_backward(const Tensor& v, const OptionalTensor& v_w
   tensors.v_weight = accumulated(v_weight, input);
   tensors.v_bias = accumulated(v_bias, input);
   if (given(v_residual)) tensors.v_residual = *v_residual;
-  run_normalization(batch_norm_problem(input, relu, true, eps), tensors, NormPass::double_backward);
+  run_normalization(batch_norm_problem(input, {lower, upper}, true, eps), tensors, NormPass::double_backward);
   return result;
 }
 

@@ -55,7 +55,7 @@ struct Call {
   Layout layout;
   Tensor input, weight, output;
   OptionalTensor bias, residual = std::nullopt;
-  bool relu = false;
+  Clamp clamp;
   OptionalTensor packed = std::nullopt;  // the weight as convolution_pack left it
 
   const Tensor& written() const {
@@ -153,7 +153,7 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   if (call.input.defined()) arguments.input = dense(call.input);
   if (call.output.defined()) arguments.output = dense(call.output);
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
-  arguments.relu = call.relu;
+  arguments.clamp = call.clamp;
   call.weight = with_height(call.weight);
   call.weight = call.weight.contiguous(call.weight.suggest_memory_format());
   arguments.weight = const_cast<T*>(const_data<T>(call.weight));
@@ -184,7 +184,7 @@ cuda::ConvArguments cuda_arguments(Call& call) {
   if (call.bias.has_value()) call.bias = call.bias->contiguous();
   arguments.bias = call.bias.has_value() ? call.bias->const_data_ptr() : nullptr;
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
-  arguments.relu = call.relu;
+  arguments.clamp = call.clamp;
   arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
   arguments.weight_stride_tap = channel_is_contiguous ? call.geometry.in_channels_per_group() : 1;
   return arguments;
@@ -227,7 +227,10 @@ void fill(const Call& call) {
     result.add_(call.bias->view(shape));
   }
   if (call.residual.has_value()) result.add_(*call.residual);
-  if (call.relu) result.relu_();
+  if (call.clamp.cuts()) {
+    const auto bound = [](double value) { return value == value ? std::optional<at::Scalar>(value) : std::nullopt; };
+    result.clamp_(bound(call.clamp.lower), bound(call.clamp.upper));
+  }
 }
 
 Tensor compute(const Call& call, std::string_view algorithm) {
@@ -259,19 +262,20 @@ void check_residual(const OptionalTensor& residual, const Tensor& input, const s
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                    IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
-  return convolution_fused(input, weight, bias, std::nullopt, std::nullopt, false, stride, padding, dilation, groups,
-                           algorithm);
+  return convolution_fused(input, weight, bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, stride, padding,
+                           dilation, groups, algorithm);
 }
 
 Tensor convolution_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
                         SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view algorithm) {
-  return convolution_fused_meta(input, weight, bias, std::nullopt, std::nullopt, false, stride, padding, dilation,
-                                groups, algorithm);
+  return convolution_fused_meta(input, weight, bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, stride,
+                                padding, dilation, groups, algorithm);
 }
 
 Tensor convolution_fused(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                         const OptionalTensor& residual, const OptionalTensor& packed, bool relu, IntArrayRef stride,
-                         IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
+                         const OptionalTensor& residual, const OptionalTensor& packed, Bound lower, Bound upper,
+                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                         std::string_view algorithm) {
   const auto size = check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<int64_t>(bias, input, weight.size(0), weight.sizes());
@@ -279,14 +283,16 @@ Tensor convolution_fused(const Tensor& input, const Tensor& weight, const Option
   const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   const Layout layout = joint_layout(input, weight);
   const Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
-  return compute(
-      {Pass::forward, geometry, layout, input, weight, output, present(bias), present(residual), relu, present(packed)},
-      algorithm);
+  Call call{Pass::forward, geometry, layout, input, weight, output, present(bias), present(residual)};
+  call.clamp = {lower, upper};
+  call.packed = present(packed);
+  return compute(call, algorithm);
 }
 
 Tensor convolution_fused_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                              const OptionalTensor& residual, const OptionalTensor&, bool, SymIntArrayRef stride,
-                              SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view) {
+                              const OptionalTensor& residual, const OptionalTensor&, Bound, Bound,
+                              SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
+                              std::string_view) {
   const auto size = check_convolution<SymInt>(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<SymInt>(bias, input, weight.sym_size(0), weight.sym_sizes());

@@ -4,6 +4,8 @@
 #include <optional>
 #include <string_view>
 
+#include "../clamp.h"
+
 namespace convlab {
 
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -13,17 +15,17 @@ at::Tensor convolution_meta(const at::Tensor& input, const at::Tensor& weight, c
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                             c10::SymInt groups, std::string_view algorithm);
 
-// relu(convolution + residual), each part if asked for; for inference. `packed` is what convolution_pack returned for
+// clamp(convolution + residual), each part if asked for; for inference. `packed` is what convolution_pack returned for
 // this weight, or empty.
 at::Tensor convolution_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                              const std::optional<at::Tensor>& residual, const std::optional<at::Tensor>& packed,
-                             bool relu, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                             int64_t groups, std::string_view algorithm);
+                             Bound lower, Bound upper, at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef dilation, int64_t groups, std::string_view algorithm);
 at::Tensor convolution_fused_meta(const at::Tensor& input, const at::Tensor& weight,
                                   const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& residual,
-                                  const std::optional<at::Tensor>& packed, bool relu, c10::SymIntArrayRef stride,
-                                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                  std::string_view algorithm);
+                                  const std::optional<at::Tensor>& packed, Bound lower, Bound upper,
+                                  c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                  c10::SymInt groups, std::string_view algorithm);
 // The weight in the order in which the forward kernel for such inputs reads it; empty if it reads it as it is.
 at::Tensor convolution_pack(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,

@@ -4,6 +4,8 @@
 #include <optional>
 #include <tuple>
 
+#include "../clamp.h"
+
 namespace convlab {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -11,9 +13,9 @@ using NormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using NormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 NormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, bool relu, double eps);
+                            const OptionalTensor& residual, Bound lower, Bound upper, double eps);
 NormResult batch_norm_train_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                 const OptionalTensor& residual, bool relu, double eps);
+                                 const OptionalTensor& residual, Bound lower, Bound upper, double eps);
 
 // Mean and biased variance of every channel; zeros for an empty batch.
 std::tuple<at::Tensor, at::Tensor> batch_norm_statistics(const at::Tensor& input);
@@ -21,18 +23,18 @@ std::tuple<at::Tensor, at::Tensor> batch_norm_statistics_meta(const at::Tensor& 
 
 at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                            const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual,
-                           bool relu, double eps);
+                           Bound lower, Bound upper, double eps);
 at::Tensor batch_norm_eval_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                 const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual,
-                                bool relu, double eps);
+                                Bound lower, Bound upper, double eps);
 
 NormGradients batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
                                   const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
-                                  const OptionalTensor& residual, bool relu, bool train, double eps);
+                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps);
 NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
                                        const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
-                                       const at::Tensor& variance, const OptionalTensor& residual, bool relu,
-                                       bool train, double eps);
+                                       const at::Tensor& variance, const OptionalTensor& residual, Bound lower,
+                                       Bound upper, bool train, double eps);
 
 // Gradients of grad_output, input and weight of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, d(residual)>, in
 // training; on the CPU alone.
@@ -40,13 +42,13 @@ NormResult batch_norm_double_backward(const at::Tensor& v, const OptionalTensor&
                                       const OptionalTensor& v_residual, const at::Tensor& grad_output,
                                       const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                       const at::Tensor& mean, const at::Tensor& variance,
-                                      const OptionalTensor& residual, bool relu, double eps);
+                                      const OptionalTensor& residual, Bound lower, Bound upper, double eps);
 NormResult batch_norm_double_backward_meta(const at::Tensor& v, const OptionalTensor& v_weight,
                                            const OptionalTensor& v_bias, const OptionalTensor& v_residual,
                                            const at::Tensor& grad_output, const at::Tensor& input,
                                            const OptionalTensor& weight, const OptionalTensor& bias,
                                            const at::Tensor& mean, const at::Tensor& variance,
-                                           const OptionalTensor& residual, bool relu, double eps);
+                                           const OptionalTensor& residual, Bound lower, Bound upper, double eps);
 
 NormResult group_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       int64_t num_groups, double eps);

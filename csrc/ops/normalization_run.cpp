@@ -93,7 +93,7 @@ void run_on_cpu(const NormProblem& problem, const NormTensors& tensors, NormPass
   a.channels_per_group = problem.channels_per_group;
   a.pixels = problem.pixels;
   a.layout = problem.layout;
-  a.relu = problem.relu;
+  a.clamp = problem.clamp;
   a.statistics = problem.statistics;
   a.centered = problem.centered;
   a.eps = problem.eps;
@@ -140,7 +140,7 @@ void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPas
   a.dtype = dtype_of(tensors.input.scalar_type(), "normalization");
   a.layout = problem.layout;
   a.backward = pass == NormPass::backward;
-  a.relu = problem.relu;
+  a.clamp = problem.clamp;
   a.statistics = problem.statistics;
   a.eps = problem.eps;
   a.input = data(tensors.input);

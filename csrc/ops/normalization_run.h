@@ -22,7 +22,8 @@ NormGradients empty_gradients(const at::Tensor& input, at::Tensor grad_input, co
 struct NormProblem {
   int64_t samples = 1, repeats = 1, groups = 1, channels_per_group = 1, pixels = 1;
   Layout layout = Layout::channels_first;
-  bool relu = false, statistics = true, centered = true;
+  Clamp clamp;
+  bool statistics = true, centered = true;
   double eps = 0;
 
   int64_t elements() const { return samples * repeats * groups * channels_per_group * pixels; }

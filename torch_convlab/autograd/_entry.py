@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.autograd import forward_ad
 
+from .. import _C
+
 _functorch_active = torch._C._are_functorch_transforms_active
 _has_torch_function = torch.overrides.has_torch_function_variadic
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -25,6 +27,17 @@ def kernel(name: str) -> Callable:
             return operator(*arguments)
         with _BelowAutograd():
             return operator(*arguments)
+
+    return call
+
+
+def short_way(name: str) -> Callable:
+    """`kernel`, but past the dispatcher (csrc/python_call.cpp) where nothing else has a say in the call."""
+    short, usual = getattr(_C, name), kernel(name)
+
+    def call(*arguments):
+        result = short(*arguments)
+        return usual(*arguments) if result is NotImplemented else result
 
     return call
 
@@ -64,6 +77,11 @@ def entry(function: type[torch.autograd.Function], name: str, bare: Callable | N
     call.__name__ = call.__qualname__ = name
     call.__doc__ = function.__doc__
     return call
+
+
+def only_autograd() -> bool:
+    """Whether a derivative can be wanted by reverse mode alone, in eager mode."""
+    return not torch.compiler.is_compiling() and not _functorch_active() and forward_ad._current_level < 0
 
 
 def batched(value, in_dim, batch_size: int):

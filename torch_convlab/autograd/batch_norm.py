@@ -18,15 +18,25 @@ def _batch_view(input: torch.Tensor) -> View:
     return View(shape, [1, shape[1], *[1] * (len(shape) - 2)], [0, *range(2, len(shape))])
 
 
-def _positive(ctx, input, weight, bias, mean, variance, residual):
-    """Where the ReLU of a batch norm lets gradients through, as 1 and 0; None if there is no ReLU."""
-    if not ctx.relu:
+def _clamps(ctx) -> bool:
+    return ctx.lower is not None or ctx.upper is not None
+
+
+def _passes(ctx, input, weight, bias, mean, variance, residual):
+    """Where the clamp of a batch norm lets gradients through, as 1 and 0; None if there is no clamp."""
+    if not _clamps(ctx):
         return None
     with torch.no_grad():
-        arguments = [None if tensor is None else tensor.detach() for tensor in (input, weight, bias)]
-        rest = None if residual is None else residual.detach()
-        output = batch_norm_eval(*arguments, mean.detach(), variance.detach(), rest, False, ctx.eps)
-        return computing((~(output <= 0)).to(output.dtype))
+        operands = input, weight, bias, mean, variance, residual
+        # In the type to compute in, as the kernels see it: rounded to 16 bits it may end up on a bound.
+        operands = [None if tensor is None else computing(tensor.detach()) for tensor in operands]
+        output = batch_norm_eval(*operands, None, None, ctx.eps)
+        stopped = torch.zeros_like(output, dtype=torch.bool)
+        if ctx.lower is not None:
+            stopped |= output <= ctx.lower
+        if ctx.upper is not None:
+            stopped |= output >= ctx.upper
+        return (~stopped).to(output.dtype)
 
 
 def _masked(value, mask):
@@ -46,37 +56,38 @@ def _batch_tangent(ctx, train, saved, tangents):
         view.parameter(bias_tangent),
     )
     tangent = add(tangent, computing(residual_tangent))
-    return _masked(tangent, _positive(ctx, *saved)).to(input.dtype)
+    return _masked(tangent, _passes(ctx, *saved)).to(input.dtype)
 
 
 class BatchNormTrain(Function):
-    """``y = relu((x - m) * r * w + b + residual)``, ``r = 1/sqrt(v + eps)``, mean m and variance v of each channel.
+    """``y = clamp((x - m) * r * w + b + residual)``, ``r = 1/sqrt(v + eps)``, mean m and variance v of each channel.
 
-    ReLU and residual are optional. With ``g = dy`` where the ReLU passes, else 0, ``n = (x - m) * r`` and M the mean
+    The clamp, to ``[lower, upper]``, and the residual are optional. ReLU is the clamp from 0 to None, ReLU6 that from 0
+    to 6. With ``g = dy`` strictly between the bounds, else 0, ``n = (x - m) * r`` and M the mean
     over the channel: ``dx = w*r * (g - M(g) - n*M(g*n))``, ``dw = sum(g*n)``, ``db = sum(g)``, ``d(residual) = g``.
     Forward mode: see `Normalization.forward_tangent`. Lecture item L14.
     """
 
     @staticmethod
-    def forward(input, weight, bias, residual, relu, eps):
-        return _batch_norm_train(input, weight, bias, residual, relu, eps)
+    def forward(input, weight, bias, residual, lower, upper, eps):
+        return _batch_norm_train(input, weight, bias, residual, lower, upper, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, bias, residual, ctx.relu, ctx.eps = inputs
+        input, weight, bias, residual, ctx.lower, ctx.upper, ctx.eps = inputs
         _, mean, variance = output
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
-        saved = input, weight, bias, mean, variance, residual if ctx.relu else None
+        saved = input, weight, bias, mean, variance, residual if _clamps(ctx) else None
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx, grad_output, *_):
         if grad_output is None:
-            return (None,) * 6
-        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.relu, True, ctx.eps)
-        return (*_wanted(ctx, gradients, grad_output, 3), None, None)
+            return (None,) * 7
+        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.lower, ctx.upper, True, ctx.eps)
+        return (*_wanted(ctx, gradients, grad_output, 3), None, None, None)
 
     @staticmethod
     def jvp(ctx, input_tangent, weight_tangent, bias_tangent, residual_tangent, *_):
@@ -95,7 +106,7 @@ def _wanted(ctx, gradients, grad_output, residual_index):
         grad_input if ctx.needs_input_grad[0] else None,
         grad_weight if ctx.needs_input_grad[1] else None,
         grad_bias if ctx.needs_input_grad[2] else None,
-        (grad_residual if ctx.relu else grad_output) if ctx.needs_input_grad[residual_index] else None,
+        (grad_residual if _clamps(ctx) else grad_output) if ctx.needs_input_grad[residual_index] else None,
     )
 
 
@@ -103,21 +114,21 @@ class BatchNormEval(Function):
     """`BatchNormTrain` with given mean and variance, which are constants: ``dx = w * r * g``. Lecture item L15."""
 
     @staticmethod
-    def forward(input, weight, bias, mean, variance, residual, relu, eps):
-        return _batch_norm_eval(input, weight, bias, mean, variance, residual, relu, eps)
+    def forward(input, weight, bias, mean, variance, residual, lower, upper, eps):
+        return _batch_norm_eval(input, weight, bias, mean, variance, residual, lower, upper, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, residual, ctx.relu, ctx.eps = inputs
-        saved = *tensors, residual if ctx.relu else None
+        *tensors, residual, ctx.lower, ctx.upper, ctx.eps = inputs
+        saved = *tensors, residual if _clamps(ctx) else None
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx, grad_output):
-        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.relu, False, ctx.eps)
+        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.lower, ctx.upper, False, ctx.eps)
         grad_input, grad_weight, grad_bias, grad_residual = _wanted(ctx, gradients, grad_output, 5)
-        return grad_input, grad_weight, grad_bias, None, None, grad_residual, None, None
+        return grad_input, grad_weight, grad_bias, None, None, grad_residual, None, None, None
 
     @staticmethod
     def jvp(ctx, input_tangent, weight_tangent, bias_tangent, _mean, _variance, residual_tangent, *_):
@@ -144,19 +155,21 @@ def _is_last(v, input) -> bool:
 class BatchNormBackward(Function):
     """The gradients of `BatchNormTrain` (``train``) and `BatchNormEval`: of input, weight, bias and residual.
 
-    Gradients of absent arguments, and that of the residual without ReLU (it is ``dy``), are tensors of no elements.
+    Gradients of absent arguments, and that of the residual without a clamp (it is ``dy``), are tensors of no elements.
     Mean and variance are those of the input if ``train``, so derivatives go through the input alone. Double backward
-    and forward mode: see `Normalization`; the ReLU's mask is a constant factor of dy. Where it is the last derivative,
+    and forward mode: see `Normalization`; the clamp's mask is a constant factor of dy. Where it is the last derivative,
     double backward in training is two passes of a kernel (csrc/cpu/norm_double.h).
     """
 
     @staticmethod
-    def forward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps):
-        return _batch_norm_backward(grad_output, input, weight, bias, mean, variance, residual, relu, train, eps)
+    def forward(grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps):
+        return _batch_norm_backward(
+            grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.relu, ctx.train, ctx.eps = inputs
+        *tensors, ctx.lower, ctx.upper, ctx.train, ctx.eps = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -165,7 +178,7 @@ class BatchNormBackward(Function):
     def _parts(ctx):
         grad_output, input, weight, bias, mean, variance, residual = ctx.saved_tensors
         view = _batch_view(input)
-        mask = _positive(ctx, input, weight, bias, mean, variance, residual)
+        mask = _passes(ctx, input, weight, bias, mean, variance, residual)
         statistics = None if ctx.train else (view.parameter(variance), view.parameter(mean))
         norm = Normalization(view.activation(input), view.dims, ctx.eps, statistics)
         return view, mask, norm, _masked(view.activation(grad_output), mask)
@@ -175,10 +188,12 @@ class BatchNormBackward(Function):
         grad_output, input, weight, bias, *_, residual = saved = ctx.saved_tensors
         if ctx.train and _is_last(v, input):
             along = v, v_weight if weight is not None else None, v_bias if bias is not None else None, v_residual
-            if not ctx.relu or residual is None:
+            if not _clamps(ctx) or residual is None:
                 along = *along[:3], None
-            grad_grad, grad_input, grad_weight = _batch_norm_double_backward(*along, *saved, ctx.relu, ctx.eps)
-            return grad_grad, grad_input, None if weight is None else grad_weight, *(None,) * 7
+            grad_grad, grad_input, grad_weight = _batch_norm_double_backward(
+                *along, *saved, ctx.lower, ctx.upper, ctx.eps
+            )
+            return grad_grad, grad_input, None if weight is None else grad_weight, *(None,) * 8
         view, mask, norm, grad = BatchNormBackward._parts(ctx)
         grad_grad, grad_input, grad_weight = norm.double_backward(
             grad,
@@ -187,10 +202,10 @@ class BatchNormBackward(Function):
             None if weight is None else view.parameter(v_weight),
             None if bias is None else view.parameter(v_bias),
         )
-        if ctx.relu and residual is not None:
+        if _clamps(ctx) and residual is not None:
             grad_grad = add(grad_grad, computing(v_residual))
         grad_grad = _masked(grad_grad, mask).to(grad_output.dtype)
-        return grad_grad, grad_input.to(input.dtype), view.sum(grad_weight, weight), *(None,) * 7
+        return grad_grad, grad_input.to(input.dtype), view.sum(grad_weight, weight), *(None,) * 8
 
     @staticmethod
     def jvp(ctx, grad_tangent, input_tangent, weight_tangent, *_):
@@ -207,7 +222,7 @@ class BatchNormBackward(Function):
             tangent.to(input.dtype),
             empty if weight is None else view.sum(product, weight),
             empty if bias is None else view.sum(grad_tangent, bias),
-            grad_tangent.to(input.dtype) if ctx.relu and residual is not None else empty,
+            grad_tangent.to(input.dtype) if _clamps(ctx) and residual is not None else empty,
         )
 
     @staticmethod

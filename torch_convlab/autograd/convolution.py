@@ -194,7 +194,7 @@ _usual_backward_weight = kernel("convolution_backward_weight")
 
 # Each takes the short way past the dispatcher where nothing else has a say in the call: csrc/python_call.cpp.
 def _forward(input, weight, bias, stride, *rest):
-    result = _C.convolution(len(stride), input, weight, bias, None, None, False, stride, *rest)
+    result = _C.convolution(len(stride), input, weight, bias, None, None, None, None, stride, *rest)
     return _usual_forward(input, weight, bias, stride, *rest) if result is NotImplemented else result
 
 

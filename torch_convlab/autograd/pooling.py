@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function, forward_ad
 
-from ._entry import batched, entry, kernel
+from ._entry import batched, entry, kernel, short_way
 
 
 def _without_taps(taps: torch.Tensor, output: torch.Tensor) -> bool:
@@ -320,25 +320,25 @@ class AdaptiveAvgPoolBackward(Function):
         return adaptive_avg_pool_backward(grad_output, input_size).unflatten(0, (info.batch_size, -1)), 0
 
 
-_max_pool = kernel("max_pool")
+_max_pool = short_way("max_pool")
 _adaptive_max_pool = kernel("adaptive_max_pool")
 _max_pool_indices = kernel("max_pool_indices")
-_max_pool_backward = kernel("max_pool_backward")
+_max_pool_backward = short_way("max_pool_backward")
 _max_pool_gather = kernel("max_pool_gather")
-_avg_pool = kernel("avg_pool")
-_avg_pool_backward = kernel("avg_pool_backward")
-_adaptive_avg_pool = kernel("adaptive_avg_pool")
-_adaptive_avg_pool_backward = kernel("adaptive_avg_pool_backward")
+_avg_pool = short_way("avg_pool")
+_avg_pool_backward = short_way("avg_pool_backward")
+_adaptive_avg_pool = short_way("adaptive_avg_pool")
+_adaptive_avg_pool_backward = short_way("adaptive_avg_pool_backward")
 
-max_pool = entry(MaxPool, "max_pool")
+max_pool = entry(MaxPool, "max_pool", _max_pool)
 adaptive_max_pool = entry(AdaptiveMaxPool, "adaptive_max_pool")
 max_pool_indices = entry(MaxPoolIndices, "max_pool_indices")
-max_pool_backward = entry(MaxPoolBackward, "max_pool_backward")
+max_pool_backward = entry(MaxPoolBackward, "max_pool_backward", _max_pool_backward)
 max_pool_gather = entry(MaxPoolGather, "max_pool_gather")
-avg_pool = entry(AvgPool, "avg_pool")
-avg_pool_backward = entry(AvgPoolBackward, "avg_pool_backward")
-adaptive_avg_pool = entry(AdaptiveAvgPool, "adaptive_avg_pool")
-adaptive_avg_pool_backward = entry(AdaptiveAvgPoolBackward, "adaptive_avg_pool_backward")
+avg_pool = entry(AvgPool, "avg_pool", _avg_pool)
+avg_pool_backward = entry(AvgPoolBackward, "avg_pool_backward", _avg_pool_backward)
+adaptive_avg_pool = entry(AdaptiveAvgPool, "adaptive_avg_pool", _adaptive_avg_pool)
+adaptive_avg_pool_backward = entry(AdaptiveAvgPoolBackward, "adaptive_avg_pool_backward", _adaptive_avg_pool_backward)
 
 _functorch_active = torch._C._are_functorch_transforms_active
 

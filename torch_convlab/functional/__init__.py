@@ -16,6 +16,7 @@ from .linear import (
 from .normalization import (
     batch_norm,
     batch_norm_add_relu,
+    batch_norm_fused,
     batch_norm_relu,
     group_norm,
     instance_norm,
@@ -58,6 +59,7 @@ __all__ = [
     "avg_pool3d",
     "batch_norm",
     "batch_norm_add_relu",
+    "batch_norm_fused",
     "batch_norm_relu",
     "conv1d",
     "conv2d",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _C
+from .. import _C, _clamp
 from ..autograd.convolution import convolution, convolution_backward_input
 from ._arguments import autocast, check_dimensions, check_tensors, expand, integer
 
@@ -58,10 +58,13 @@ def conv3d(
 
 
 def conv_fused(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, relu: bool = False,
-    stride=1, padding=0, dilation=1, groups: int = 1, *, algorithm: str = "auto", packed: Tensor | None = None,
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
+    relu: bool | _clamp.Clamp = False, stride=1, padding=0, dilation=1, groups: int = 1, *,
+    algorithm: str = "auto", packed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``relu(conv(input, weight, bias) + residual)``, each part if asked for, in one pass over the output.
+
+    In place of ReLU there may be another clamp, such as ReLU6.
 
     For inference. Where a gradient is wanted the parts are computed one after another, so that the result is right
     there too.
@@ -70,11 +73,12 @@ def conv_fused(
         input, weight, bias, stride, padding, dilation, groups, algorithm: as for `conv1d`, `conv2d` or `conv3d`;
             the weight's dimensions say which. The input is batched.
         residual: of the output's size and dtype, or None.
+        relu: whether ReLU comes last, or which other `Clamp`.
         packed: what `pack_weight` returned for this weight, which must not have changed since.
     """
-    spatial = weight.dim() - 2
+    spatial, clamp = weight.dim() - 2, _clamp.as_clamp(relu)
     output = _short_way(
-        spatial, input, weight, bias, residual, packed, relu, stride, padding, dilation, groups, algorithm
+        spatial, input, weight, bias, residual, packed, *clamp.bounds, stride, padding, dilation, groups, algorithm
     )
     if output is not NotImplemented:
         return output
@@ -90,9 +94,9 @@ def conv_fused(
     ):
         output = convolution(input, weight, bias, stride, padding, dilation, groups, algorithm)
         output = output if residual is None else output + residual
-        return output.relu() if relu else output
+        return _clamp.apply(clamp, output)
     return torch.ops.convlab.convolution_fused(
-        input, weight, bias, residual, packed, relu, stride, padding, dilation, groups, algorithm
+        input, weight, bias, residual, packed, *clamp.bounds, stride, padding, dilation, groups, algorithm
     )
 
 
@@ -156,7 +160,9 @@ def _short_way(*arguments):
 
 
 def _convolution(spatial, input, weight, bias, stride, padding, dilation, groups, algorithm):
-    output = _short_way(spatial, input, weight, bias, None, None, False, stride, padding, dilation, groups, algorithm)
+    output = _short_way(
+        spatial, input, weight, bias, None, None, None, None, stride, padding, dilation, groups, algorithm
+    )
     if output is not NotImplemented:
         return output
     unbatched = check_dimensions(f"conv{spatial}d", input, spatial)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..autograd import linear as differentiable
+from ..autograd._entry import only_autograd
 from ..autograd.convolution import convolution
 from ._arguments import autocast
 
@@ -16,7 +18,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: b
     """``y = x W^T + b``, as `torch.nn.functional.linear` (lecture item L13); with ``relu``, ``relu(y)``.
 
     The rows of `input` are images of one pixel, so the convolution's operators compute the product and all its
-    derivatives; the views are free.
+    derivatives; the views are free. Where autograd alone asks, they are one step of it.
 
     Args:
         input: ``* x in``; float32, float64, bfloat16 or float16.
@@ -59,7 +61,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: b
         return torch.relu(product) if relu else product
     if rows == 0 or features == 0 or outputs == 0:  # there is nothing to multiply
         result = torch.nn.functional.linear(input, weight, bias)
+    elif only_autograd():
+        result = differentiable.linear(input, weight, bias)
     else:
         images, filters = input.reshape(rows, features, 1, 1), weight.view(outputs, features, 1, 1)
-        result = convolution(images, filters, bias, [1, 1], [0, 0], [1, 1], 1, "auto").view(*leading, outputs)
+        result = convolution(images, filters, bias, *differentiable.ONE_PIXEL).view(*leading, outputs)
     return torch.relu(result) if relu else result

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd as ops
+from .._clamp import Clamp, as_clamp
 from ..recompute import note
 
 
@@ -29,7 +30,7 @@ def batch_norm(
         ValueError: one value per channel in training; eps not positive in training, or negative.
         RuntimeError: sizes or types that do not fit; no running statistics in evaluation.
     """
-    return _batch_norm(input, None, running_mean, running_var, weight, bias, training, momentum, eps, False)
+    return batch_norm_fused(input, None, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def batch_norm_relu(
@@ -37,7 +38,7 @@ def batch_norm_relu(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """``relu(batch_norm(...))`` in one pass over memory; its backward keeps no output. See `batch_norm`."""
-    return _batch_norm(input, None, running_mean, running_var, weight, bias, training, momentum, eps, True)
+    return batch_norm_fused(input, None, running_mean, running_var, weight, bias, training, momentum, eps, True)
 
 
 def batch_norm_add_relu(
@@ -50,7 +51,36 @@ def batch_norm_add_relu(
     Args:
         residual: of the input's size and type.
     """
-    return _batch_norm(input, residual, running_mean, running_var, weight, bias, training, momentum, eps, True)
+    return batch_norm_fused(input, residual, running_mean, running_var, weight, bias, training, momentum, eps, True)
+
+
+def batch_norm_fused(
+    input: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+    eps: float = 1e-5, relu: bool | Clamp = False,
+) -> Tensor:  # fmt: skip
+    """``relu(batch_norm(input, ...) + residual)``, each part if asked for, in one pass. See `batch_norm`.
+
+    Args:
+        residual: of the input's size and type, or None.
+        relu: whether ReLU comes last, or which other `Clamp`: one at whose bounds gradients end.
+    """
+    clamp = as_clamp(relu)
+    if clamp.name == "clamp":
+        raise ValueError("gradients pass at the bounds of torch.clamp, which batch norm's backward cannot tell apart")
+    _check_running(input, running_mean, running_var)
+    if eps < 0 or (training and eps == 0):
+        wanted = "positive during training" if training else "non-negative"
+        raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
+    if not training:
+        if running_mean is None:
+            raise RuntimeError("running_mean must be defined in evaluation mode")
+        return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, *clamp.bounds, float(eps))
+    output, mean, variance = ops.batch_norm_train(input, weight, bias, residual, *clamp.bounds, float(eps))
+    note(output, input, weight, bias, mean, variance, residual, *clamp.bounds, float(eps))
+    if running_mean is not None and input.numel() > 0:
+        update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
+    return output
 
 
 def instance_norm(
@@ -73,7 +103,7 @@ def instance_norm(
     if not use_input_stats:
         if running_mean is None:
             raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
-        return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, None, False, float(eps))
+        return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, None, None, None, float(eps))
     pixels = _product(input.shape[2:])
     if pixels == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {input.shape}")
@@ -83,7 +113,7 @@ def instance_norm(
         if vector is not None and vector.numel() != input.shape[1]:
             raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {vector.numel()}")
     if input.numel() == 0:  # of no channels or no samples
-        return ops.batch_norm_train(input, weight, bias, None, False, float(eps))[0]
+        return ops.batch_norm_train(input, weight, bias, None, None, None, float(eps))[0]
     output, mean, variance = ops.group_norm(input, weight, bias, input.shape[1], float(eps))
     if running_mean is not None:
         update_running(running_mean, running_var, mean.mean(0), variance.mean(0), pixels, momentum)
@@ -173,22 +203,6 @@ def _check_running(input, running_mean, running_var) -> None:
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running.numel() != input.shape[1]:
             raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {running.numel()}")
-
-
-def _batch_norm(input, residual, running_mean, running_var, weight, bias, training, momentum, eps, relu):
-    _check_running(input, running_mean, running_var)
-    if eps < 0 or (training and eps == 0):
-        wanted = "positive during training" if training else "non-negative"
-        raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
-    if not training:
-        if running_mean is None:
-            raise RuntimeError("running_mean must be defined in evaluation mode")
-        return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, relu, float(eps))
-    output, mean, variance = ops.batch_norm_train(input, weight, bias, residual, relu, float(eps))
-    note(output, input, weight, bias, mean, variance, residual, relu, float(eps))
-    if running_mean is not None and input.numel() > 0:
-        update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
-    return output
 
 
 @torch.no_grad()

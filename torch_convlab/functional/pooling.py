@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from .. import _C
 from ..autograd.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool, max_pool_indices, wants_taps
 from ._arguments import expand
 
@@ -215,7 +217,16 @@ def _windows(spatial, kernel_size, stride, padding):
     return kernel_size, stride, expand(padding, spatial)
 
 
+def _short_way(spatial, input) -> bool:
+    """Whether to try the functions of _C, which ask no questions about numbers of dimensions; see `conv_fused`."""
+    return not torch.compiler.is_compiling() and isinstance(input, Tensor) and input.dim() == spatial + 2
+
+
 def _max_pool(spatial, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+    if not return_indices and _short_way(spatial, input):
+        pooled = _C.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, False)
+        if pooled is not NotImplemented:
+            return pooled[0]
     unbatched = _is_unbatched(f"max_pool{spatial}d", input, spatial)
     if unbatched:
         input = input.unsqueeze(0)
@@ -245,6 +256,11 @@ def _finish(input, output, taps, windows, unbatched, return_indices):
 
 
 def _avg_pool(spatial, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    if _short_way(spatial, input):
+        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        pooled = _C.avg_pool(input, *windows)
+        if pooled is not NotImplemented:
+            return pooled
     unbatched = _is_unbatched(f"avg_pool{spatial}d", input, spatial)
     if unbatched:
         input = input.unsqueeze(0)
@@ -254,6 +270,10 @@ def _avg_pool(spatial, input, kernel_size, stride, padding, ceil_mode, count_inc
 
 
 def _adaptive_avg_pool(spatial, input, output_size):
+    if _short_way(spatial, input):
+        pooled = _C.adaptive_avg_pool(input, output_size)
+        if pooled is not NotImplemented:
+            return pooled
     name = f"adaptive_avg_pool{spatial}d"
     output_size = _output_size(name, input, output_size, spatial)
     unbatched = _is_unbatched(name, input, spatial)

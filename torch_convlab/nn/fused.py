@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._clamp import Clamp, as_clamp
 
 
 class ConvAddReLU(nn.Module):
@@ -18,20 +19,20 @@ class ConvAddReLU(nn.Module):
 
     Args:
         conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
-        relu: whether a ReLU comes last.
+        relu: whether a ReLU comes last, or which other `Clamp`.
 
     Shape:
         As `conv`; the second input, if given, is added and has the output's size.
     """
 
-    def __init__(self, conv: nn.Module, relu: bool = False):
+    def __init__(self, conv: nn.Module, relu: bool | Clamp = False):
         super().__init__()
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or conv.padding_mode != "zeros":
             raise ValueError(f"expected conv to be a Conv1d, Conv2d or Conv3d that pads with zeros, but got {conv!r}")
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.algorithm = getattr(conv, "algorithm", "auto")
-        self.relu = relu
+        self.relu = as_clamp(relu)
         self.training = conv.training
         self._packed: tuple | None = None
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional
+from .._clamp import RELU, Clamp
 
 
 class _BatchNorm:
-    """Replaces the forward pass of the torch.nn batch norms, keeping what depends on train and eval mode."""
+    """Replaces the forward pass of the torch.nn batch norms, keeping what depends on train and eval mode.
 
-    _function = staticmethod(functional.batch_norm)
+    `relu` says whether ReLU follows, or which other `Clamp`.
+    """
+
+    relu: bool | Clamp = False
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
 
-    def _normalize(self, *inputs: Tensor) -> Tensor:
-        self._check_input_dim(inputs[0])
+    def _normalize(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
         # Without running statistics the batch's own are used in evaluation too.
         by_batch = self.training or (self.running_mean is None and self.running_var is None)
         tracks = self.track_running_stats and self.training
@@ -27,7 +31,13 @@ class _BatchNorm:
                 momentum = 1.0 / float(self.num_batches_tracked)
         keeps = not self.training or self.track_running_stats
         mean, variance = (self.running_mean, self.running_var) if keeps else (None, None)
-        return self._function(*inputs, mean, variance, self.weight, self.bias, by_batch, momentum, self.eps)
+        return functional.batch_norm_fused(
+            input, residual, mean, variance, self.weight, self.bias, by_batch, momentum, self.eps, self.relu
+        )
+
+    def extra_repr(self) -> str:
+        other = isinstance(self.relu, Clamp) and self.relu != RELU
+        return super().extra_repr() + (f", relu={self.relu}" if other else "")
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -43,25 +53,25 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
 
 class BatchNormReLU1d(BatchNorm1d):
-    """`BatchNorm1d` followed by ReLU, in one pass; same arguments, same state_dict."""
+    """`BatchNorm1d` followed by ReLU, or another clamp as `relu` says, in one pass; same arguments and state_dict."""
 
-    _function = staticmethod(functional.batch_norm_relu)
+    relu = True
 
 
 class BatchNormReLU2d(BatchNorm2d):
-    """`BatchNorm2d` followed by ReLU, in one pass; same arguments, same state_dict."""
+    """`BatchNorm2d` followed by ReLU, or another clamp as `relu` says, in one pass; same arguments and state_dict."""
 
-    _function = staticmethod(functional.batch_norm_relu)
+    relu = True
 
 
 class BatchNormReLU3d(BatchNorm3d):
-    """`BatchNorm3d` followed by ReLU, in one pass; same arguments, same state_dict."""
+    """`BatchNorm3d` followed by ReLU, or another clamp as `relu` says, in one pass; same arguments and state_dict."""
 
-    _function = staticmethod(functional.batch_norm_relu)
+    relu = True
 
 
 class _BatchNormAddReLU:
-    _function = staticmethod(functional.batch_norm_add_relu)
+    relu = True
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         return self._normalize(input, residual)
