@@ -11,11 +11,14 @@ import pytest
 import test_normalization
 import test_pooling
 import torch
-from cases import BY_NAME, PASSES, SMALL
+from cases import BY_NAME, PASSES, SMALL, ConvCase
 from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, refusal, run_pass
+from test_convolution import unwritten_zeros
+
+from torch_convlab import functional
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "direct": 150_000, "depthwise": 150_000}
+LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "winograd": 500_000, "direct": 150_000, "depthwise": 150_000}
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,7 @@ def laid_out(case, dtype, format):
         for algorithm, limit in LIMIT.items()
         for case in SMALL
         if case.multiply_adds <= limit and not refusal(case, algorithm, on="cuda")
+        if algorithm != "winograd" or case.groups <= 2  # each of which is emulated as 36
     ],
 )
 def test_convolution(case, algorithm):
@@ -58,6 +62,15 @@ def test_convolution(case, algorithm):
                     assert launches() > 0 or case.input[0] == 0
                 split = algorithm == "implicit_gemm" and dtype == torch.float32
                 check_pass(case, pass_, "split tf32" if split else algorithm, dtype, actual)
+
+
+@pytest.mark.parametrize("pass_, format", [("forward", "channels_last"), ("backward_weight", "channels_first")])
+def test_winograd_in_chunks(pass_, format):
+    """More tiles than the workspace holds at once: 43 x 43 of 61 and 62 channels."""
+    case = ConvCase("chunks", (1, 61, 171, 169), 62, 3, padding=1)
+    with emulator.emulated():
+        actual = run_pass(case, pass_, "winograd", **laid_out(case, torch.float32, format))
+    check_pass(case, pass_, "winograd", torch.float32, actual)
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -79,6 +92,8 @@ def test_tf32_is_used_where_torch_allows_it(format, tf32):
 def test_fused(algorithm, format, dtype):
     """relu(convolution + bias + residual), rounded once."""
     case = BY_NAME["depthwise_dilated" if algorithm == "depthwise" else "3x3_valid_batch3"]
+    if refusal(case, algorithm, "forward", dtype, on="cuda"):
+        pytest.skip(f"there is no kernel of {algorithm} for {dtype}")
     tensors = laid_out(case, dtype, format)
     bias, residual = torch.randn(case.out_channels).to(dtype), in_format(tensors["grad_output"], format)
     parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups
@@ -98,6 +113,30 @@ def test_blocks_of_a_large_depthwise_problem_go_round():
     with emulator.emulated(seed=1):
         output = torch.ops.convlab.convolution(input, weight, None, [1, 1], [0, 0], [1, 1], 4, "depthwise")
     assert torch.equal(output, input * weight.view(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_offsets_beyond_int32(format):
+    """2.15e9 elements, of which few are read: the last pixel and its gradient are where int32 would not find them."""
+    channels, side, step = 8, 16_400, 4000
+    if format == "channels_first":
+        input = unwritten_zeros(1, channels, side, side)
+    else:
+        input = unwritten_zeros(1, side, side, channels).permute(0, 3, 1, 2)
+    values = torch.arange(1, channels + 1).bfloat16()
+    input[0, :, 4 * step, 4 * step] = values
+    weight = in_format(torch.ones(2, channels, 1, 1).bfloat16(), format)
+    grad = in_format(torch.ones(1, 2, 5, 5).bfloat16(), format)
+    with emulator.emulated():
+        for algorithm in ("naive", "implicit_gemm", "direct"):
+            parameters = [step, step], [0, 0], [1, 1], 1, algorithm
+            output = torch.ops.convlab.convolution(input, weight, None, *parameters)
+            assert output[0, :, 4, 4].tolist() == [36, 36] and output.count_nonzero() == 2
+            gradient = torch.ops.convlab.convolution_backward_weight(grad, input, [2, channels, 1, 1], *parameters)
+            assert torch.equal(gradient, values.view(1, -1, 1, 1).expand_as(gradient))
+        for pool in (functional.max_pool2d, functional.avg_pool2d):
+            output = pool(input, 1, step)
+            assert torch.equal(output[0, :, 4, 4], values) and output.count_nonzero() == channels
 
 
 def test_specials_pass_through_split_float32():

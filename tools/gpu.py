@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = ["convolution", "fused", "pooling", "normalization"]
+OPERATORS = ["convolution", "fused", "pooling", "normalization", "streams"]
 NEEDED = {
     "build": ["torch", "setuptools", "ninja"],
     "test": ["torch", "pytest", "numpy"],

@@ -2,7 +2,7 @@
 // the input's phases with stride 2, forward and backward input.
 //
 // Four outputs of a line of a 3-tap filter take 6 multiplications instead of 12, so a tile of 4x4 outputs takes 36
-// instead of 144; with stride 2 it takes 81. References are in winograd_transform.h, ideas, costs and limits in the
+// instead of 144; with stride 2 it takes 81. References are in ../winograd_matrices.h, ideas, costs and limits in the
 // files per kind of pass.
 #pragma once
 #include "conv_winograd_stride2.h"

@@ -23,6 +23,7 @@
 
 #include "../dtypes.h"
 #include "../geometry.h"
+#include "../winograd_matrices.h"
 #include "dispatch.h"
 
 // The pragmas take literals only, so the list of features stands twice, for gcc and for clang.
