@@ -2,6 +2,7 @@
 // ratios follow from the instructions in the kernels and the data sheet of an H200: 30e12 scalar multiply-adds a
 // second, ten times that on tensor cores in 16 bits, and 4.3e12 bytes.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "algorithm_choice.h"
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int64_t kMostBlocks = 65535;  // along the grid's second and third axis
 
-constexpr double kPerByte = 7;
+constexpr double kPerByte = 7, kPerLaunch = 6e7;  // 2 microseconds until a kernel fills the GPU after another
 // A multiply-add on tensor cores, in float32 rounded to tf32, or thrice for all of its digits.
 constexpr double kIn16Bits = 0.1, kInTf32 = 0.2, kInSplitFloat32 = 0.6;
 
@@ -89,7 +90,8 @@ double implicit_gemm_cost(const ConvProblem& problem, int64_t element_size) {
   return std::max(padded * each, gathered * per_gathered);
 }
 
-// Products of whole tiles, a quarter of a convolution's, and the transformed tiles of both tensors, written and read.
+// Products of whole tiles, a quarter of a convolution's; the transformed tiles of both tensors, written and read; three
+// kernels for each chunk of them.
 double winograd_cost(const ConvProblem& problem) {
   constexpr int64_t points = 36, tile = 64, slice = 16;
   const ConvGeometry& g = problem.geometry;
@@ -101,9 +103,10 @@ double winograd_cost(const ConvProblem& problem) {
   const double products = static_cast<double>(points * g.groups) * rounded_up(rows, tile) * rounded_up(columns, tile) *
                           rounded_up(depth, slice);
   const double channels = rounded_up(g.in_channels_per_group(), 4) + rounded_up(g.out_channels_per_group(), 4);
-  const double moved = 2.0 * static_cast<double>(points * tiles * g.groups) * channels * sizeof(float);
-  const double weights = 3.0 * static_cast<double>(points * g.weight_elements() / 9) * sizeof(float);
-  return kInSplitFloat32 * products + kPerByte * (moved + weights);
+  const double transformed = static_cast<double>(points * tiles * g.groups) * channels * sizeof(float);
+  const double weights = static_cast<double>(points * g.weight_elements() / 9) * sizeof(float);
+  const double launches = 1 + 3 * std::ceil(transformed / (32 << 20));
+  return kInSplitFloat32 * products + kPerByte * (2 * transformed + 3 * weights) + kPerLaunch * launches;
 }
 
 // A thread has four channels of a group; with fewer it idles, and reads as many times for less.

@@ -13,12 +13,9 @@ import test_pooling
 import torch
 from cases import BY_NAME, PASSES, SMALL, ConvCase
 from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, refusal, run_pass
-from test_convolution import unwritten_zeros
-
-from torch_convlab import functional
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "winograd": 500_000, "direct": 150_000, "depthwise": 150_000}
+LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "winograd": 4_000_000, "direct": 150_000, "depthwise": 150_000}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +45,7 @@ def laid_out(case, dtype, format):
         for algorithm, limit in LIMIT.items()
         for case in SMALL
         if case.multiply_adds <= limit and not refusal(case, algorithm, on="cuda")
-        if algorithm != "winograd" or case.groups <= 2  # each of which is emulated as 36
+        if algorithm != "winograd" or case.groups <= 17  # each of which is 36 products
     ],
 )
 def test_convolution(case, algorithm):
@@ -113,30 +110,6 @@ def test_blocks_of_a_large_depthwise_problem_go_round():
     with emulator.emulated(seed=1):
         output = torch.ops.convlab.convolution(input, weight, None, [1, 1], [0, 0], [1, 1], 4, "depthwise")
     assert torch.equal(output, input * weight.view(1, 4, 1, 1))
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_offsets_beyond_int32(format):
-    """2.15e9 elements, of which few are read: the last pixel and its gradient are where int32 would not find them."""
-    channels, side, step = 8, 16_400, 4000
-    if format == "channels_first":
-        input = unwritten_zeros(1, channels, side, side)
-    else:
-        input = unwritten_zeros(1, side, side, channels).permute(0, 3, 1, 2)
-    values = torch.arange(1, channels + 1).bfloat16()
-    input[0, :, 4 * step, 4 * step] = values
-    weight = in_format(torch.ones(2, channels, 1, 1).bfloat16(), format)
-    grad = in_format(torch.ones(1, 2, 5, 5).bfloat16(), format)
-    with emulator.emulated():
-        for algorithm in ("naive", "implicit_gemm", "direct"):
-            parameters = [step, step], [0, 0], [1, 1], 1, algorithm
-            output = torch.ops.convlab.convolution(input, weight, None, *parameters)
-            assert output[0, :, 4, 4].tolist() == [36, 36] and output.count_nonzero() == 2
-            gradient = torch.ops.convlab.convolution_backward_weight(grad, input, [2, channels, 1, 1], *parameters)
-            assert torch.equal(gradient, values.view(1, -1, 1, 1).expand_as(gradient))
-        for pool in (functional.max_pool2d, functional.avg_pool2d):
-            output = pool(input, 1, step)
-            assert torch.equal(output[0, :, 4, 4], values) and output.count_nonzero() == channels
 
 
 def test_specials_pass_through_split_float32():

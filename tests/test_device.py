@@ -1,14 +1,18 @@
-"""What only a GPU has: streams, graphs, more than one device. And every operator's bits, which are the same each time.
+"""What a GPU adds to an operator: graphs, more than one device, bits that are the same in any order of threads, offsets
+beyond int32.
 
-On the CPU the kernels run in the emulator, where a seed for the order of threads is what a GPU's scheduler would be.
+Without a GPU, what can be is run in the emulator, where a seed for the order of threads stands for the scheduler.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import emulator
 import pytest
 import torch
-from helpers import in_format
+from helpers import FORMATS, in_format
+from test_convolution import unwritten_zeros
 
 import torch_convlab.functional as F
 
@@ -63,7 +67,7 @@ def assert_same_bits(actual: list[torch.Tensor], expected: list[torch.Tensor]) -
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_bits_in_any_order(name, format):
     tensors = operands(name, format)
@@ -74,7 +78,7 @@ def test_same_bits_in_any_order(name, format):
 
 
 @on_gpu
-@pytest.mark.parametrize("format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_bits_on_a_gpu(name, format):
     tensors = operands(name, format, "cuda")
@@ -84,7 +88,7 @@ def test_same_bits_on_a_gpu(name, format):
 
 
 @on_gpu
-@pytest.mark.parametrize("format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_graph(name, format):
     """Every operator is captured, with its backward pass, and replayed on other numbers. A launch on another stream
@@ -115,3 +119,45 @@ def test_on_another_device(name):
     tensors = operands(name, "channels_last", "cuda:1")
     expected = computed(name, [tensor.detach().to("cuda:0").requires_grad_() for tensor in tensors])
     assert_same_bits([result.to("cuda:0") for result in computed(name, tensors)], expected)
+
+
+def far_zeros(channels: int, side: int, format: str, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """On the CPU they take no memory until they are written."""
+    shape = (1, channels, side, side) if format == "channels_first" else (1, side, side, channels)
+    zeros = unwritten_zeros(*shape) if device == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+    return zeros if format == "channels_first" else zeros.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_offsets_beyond_int32(format, device):
+    """2.15e9 elements, of which few are read; int32 would not find the last."""
+    channels, step, last = 8, 4000, 16_000
+    input = far_zeros(channels, last + 400, format, torch.bfloat16, device)
+    values = torch.arange(1, channels + 1, dtype=torch.bfloat16, device=device)
+    input[0, :, last, last] = values
+    weight = in_format(torch.ones(2, channels, 1, 1, dtype=torch.bfloat16, device=device), format)
+    grad = in_format(torch.ones(1, 2, 5, 5, dtype=torch.bfloat16, device=device), format)
+    with emulator.emulated() if device == "cpu" else contextlib.nullcontext():
+        for algorithm in ("naive", "implicit_gemm", "direct"):
+            parameters = [step, step], [0, 0], [1, 1], 1, algorithm
+            output = torch.ops.convlab.convolution(input, weight, None, *parameters)
+            assert output[0, :, 4, 4].tolist() == [36, 36] and output.count_nonzero() == 2
+            gradient = torch.ops.convlab.convolution_backward_weight(grad, input, [2, channels, 1, 1], *parameters)
+            assert torch.equal(gradient, values.view(1, -1, 1, 1).expand_as(gradient))
+        for pool in (F.max_pool2d, F.avg_pool2d):
+            output = pool(input, 1, step)
+            assert torch.equal(output[0, :, 4, 4], values) and output.count_nonzero() == channels
+
+
+@on_gpu
+@pytest.mark.parametrize("format", FORMATS)
+def test_winograd_beyond_int32(format):
+    """The last pixel alone is not zero, and in the output its neighbours."""
+    side = 16_400
+    input = far_zeros(8, side, format, torch.float32, "cuda")
+    input[0, :, -1, -1] = 1
+    output = F.conv2d(input, torch.ones(8, 8, 3, 3, device="cuda"), None, 1, 1, algorithm="winograd")
+    assert (output[0, :, -2:, -2:] - 8).abs().max() < 1e-4
+    output[0, :, -4:, -4:] = 0  # a tile, over which the transforms spread their rounding
+    assert output.count_nonzero() == 0
