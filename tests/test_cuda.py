@@ -57,8 +57,7 @@ def test_convolution(case, algorithm):
                 with emulator.emulated() as launches:
                     actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
                     assert launches() > 0 or case.input[0] == 0
-                split = algorithm == "implicit_gemm" and dtype == torch.float32
-                check_pass(case, pass_, "split tf32" if split else algorithm, dtype, actual)
+                check_pass(case, pass_, algorithm, dtype, actual, on="cuda")
 
 
 @pytest.mark.parametrize("pass_, format", [("forward", "channels_last"), ("backward_weight", "channels_first")])
@@ -67,7 +66,7 @@ def test_winograd_in_chunks(pass_, format):
     case = ConvCase("chunks", (1, 61, 171, 169), 62, 3, padding=1)
     with emulator.emulated():
         actual = run_pass(case, pass_, "winograd", **laid_out(case, torch.float32, format))
-    check_pass(case, pass_, "winograd", torch.float32, actual)
+    check_pass(case, pass_, "winograd", torch.float32, actual, on="cuda")
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -99,7 +98,7 @@ def test_fused(algorithm, format, dtype):
             tensors["input"], tensors["weight"], bias, residual, None, True, *parameters, algorithm
         )
     plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
-    allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1)
+    allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1, on="cuda")
     assert_within(fused, plain.relu(), allowed, "fused")
 
 
