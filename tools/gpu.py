@@ -25,7 +25,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = ["convolution", "fused", "pooling", "normalization", "device"]
+OPERATORS = [
+    "convolution", "fused", "linear", "pooling", "pooling_backward", "pooling_layers", "normalization",
+    "normalization_layers", "device",
+]  # fmt: skip
 NEEDED = {
     "build": ["torch", "setuptools", "ninja"],
     "test": ["torch", "pytest", "numpy"],

@@ -17,7 +17,7 @@ LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 # The emulator's own kernels, every operator and algorithm with its gradients, and, of the rest, odd shapes.
 TESTS = ["tests/test_emulator.py", "tests/test_device.py", "tests/test_cuda.py"]
 SELECTED = {
-    "address": "correct_kernels or products or same_bits or map_1x1 or depthwise_multiplier2 or k31-depthwise "
+    "address": "correct_kernels or products or same_bits or map_1x1 or multiplier2-direct or k31-depthwise "
     "or gaps-2x3x9x11 or channels_5_to_3",
     "thread": "correct_kernels or products or same_bits",
 }
