@@ -5,7 +5,8 @@
 // instead of 144. V[point][tile][channel] times U[point] is M[point][tile][column].
 // Cost: multiply_adds()/4 (more where 4 does not divide the output) plus the transforms, worth it from about 16
 // channels.
-// Limits: error 1.2e-6 to 4e-6 of max|reference| in float32 (../winograd_matrices.h). NaN and Inf spread over their tile.
+// Limits: error 1.2e-6 to 4e-6 of max|reference| in float32 (../winograd_matrices.h). NaN and Inf spread over their
+// tile.
 #pragma once
 #include "conv_winograd_blocks.h"
 
