@@ -5,7 +5,7 @@ BENCH ?= all
 
 # The kernels of every algorithm, pass and memory format, without the slow definition and the float64 copies of them.
 SANITIZED ?= tests/test_convolution.py tests/test_fused.py tests/test_pooling.py tests/test_normalization.py -k "not naive and not float64"
-STAGES ?= build test sanitize bench
+STAGES ?= build test bench sanitize
 OUT ?= bench/results
 
 BIN := .venv/bin
@@ -54,7 +54,7 @@ cuda-check: $(READY) ## compile the CUDA kernels with nvcc and check registers, 
 emulator-sanitize: $(READY) ## run the CUDA kernels in the emulator under AddressSanitizer and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py address thread
 
-gpu: ## on a machine with a GPU: build, test and time the CUDA kernels (STAGES="build test sanitize bench", OUT=folder)
+gpu: ## on a machine with a GPU: build, test and time the CUDA kernels (STAGES="build test bench sanitize", OUT=folder)
 	$(PYTHON) tools/gpu.py --out $(OUT) $(STAGES)
 
 clean: ## remove what was built; .venv stays

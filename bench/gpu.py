@@ -134,9 +134,9 @@ def copy_bandwidth(device: str) -> float:
 
 
 def algorithms(problem: Problem) -> list[str]:
-    """What `auto` takes for each pass of a convolution."""
-    if problem.convolution is None:
-        return []
+    """What computes each pass of a convolution."""
+    if problem.convolution is None or problem.algorithm != "auto":
+        return [problem.algorithm] if problem.convolution else []
     passes = ("forward", "backward_input", "backward_weight") if problem.backward else ("forward",)
     explain = torch_convlab.explain_convolution
     arguments = {**problem.convolution, "dtype": problem.dtype, "device": "cuda"}

@@ -23,6 +23,7 @@ class Problem:
     dtype: torch.dtype = torch.bfloat16
     backward: bool = False
     convolution: dict | None = None  # arguments of explain_convolution
+    algorithm: str = "auto"  # for ours
 
 
 def conv_bias_relu(f, x, w, b, *parts):
@@ -40,7 +41,13 @@ def batch_norm_add_relu(f, x, y, w, b):
     return F.relu(f.batch_norm(x, None, None, w, b, training=True) + y)
 
 
-def convolution(what, n, c, size, k, kernel, stride=1, groups=1, dtype=torch.bfloat16, backward=False, fused=False):
+def conv_by(f, algorithm, *arguments):
+    return F.conv2d(*arguments) if f is F else f.conv2d(*arguments, algorithm=algorithm)
+
+
+def convolution(
+    what, n, c, size, k, kernel, stride=1, groups=1, dtype=torch.bfloat16, backward=False, fused=False, algorithm="auto"
+):
     padding = kernel // 2
     parts = stride, padding, 1, groups
     out = (size + 2 * padding - kernel) // stride + 1
@@ -52,12 +59,13 @@ def convolution(what, n, c, size, k, kernel, stride=1, groups=1, dtype=torch.bfl
         [input, weight, (k,)] if fused else [input, weight],
         (lambda f, x, w, b: conv_bias_relu(f, x, w, b, *parts))
         if fused
-        else (lambda f, x, w: f.conv2d(x, w, None, *parts)),
+        else (lambda f, x, w: conv_by(f, algorithm, x, w, None, *parts)),
         tensors * passes,
         n * k * out**2 * (c // groups) * kernel**2 * passes,
         dtype,
         backward,
         {"input_size": input, "weight_size": weight, "stride": stride, "padding": padding, "groups": groups},
+        algorithm,
     )
 
 
@@ -96,8 +104,10 @@ def problems(small: bool) -> list[Problem]:
             groups = channels // (c // groups)
             listed.append(convolution(f"grouped {what}", n, channels, size, channels, kernel, stride, groups,
                                       backward=backward))  # fmt: skip
-        c, size = (16, 9) if small else (128, 28)
-        listed.append(convolution(f"conv float32 {what}", n, c, size, c, 3, dtype=torch.float32, backward=backward))
+        for c, size in ((16, 9),) if small else ((128, 28), (256, 14)):
+            for algorithm in ("implicit_gemm", "winograd"):
+                listed.append(convolution(f"float32 {algorithm} {what}", n, c, size, c, 3, dtype=torch.float32,
+                                          backward=backward, algorithm=algorithm))  # fmt: skip
         for c, size in ((16, 9),) if small else ((64, 112), (256, 56), (2048, 7)):
             listed += normalizations_and_pools(n, c, size, backward)
     c, size = (16, 9) if small else (128, 28)

@@ -24,8 +24,7 @@ std::string because(bool in_words, const Parts&... parts) {
   return in_words ? (text(parts) + ...) : "refused";
 }
 
-std::string winograd_refusal(const ConvProblem& problem, bool in_words) {
-  const ConvGeometry& g = problem.geometry;
+std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
   if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
     return because(in_words, "winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel, " on an input of ",
                    g.input);
@@ -36,15 +35,13 @@ std::string winograd_refusal(const ConvProblem& problem, bool in_words) {
   return {};
 }
 
-std::string depthwise_refusal(const ConvProblem& problem, bool in_words) {
-  const ConvGeometry& g = problem.geometry;
+std::string depthwise_excludes(const ConvGeometry& g, bool in_words) {
   if (g.groups == g.in_channels && g.groups == g.out_channels) return {};
   return because(in_words, "depthwise needs groups == in_channels == out_channels, but groups is ", g.groups,
                  ", in_channels ", g.in_channels, " and out_channels ", g.out_channels);
 }
 
-std::string inner_product_refusal(const ConvProblem& problem, bool in_words) {
-  const ConvGeometry& g = problem.geometry;
+std::string inner_product_excludes(const ConvGeometry& g, bool in_words) {
   for (int axis = 0; axis < kMaxSpatial; ++axis)
     if (g.kernel[axis] != 1 || g.padding[axis] != 0 || g.input[axis] != g.output[axis])
       return because(in_words,
@@ -53,36 +50,39 @@ std::string inner_product_refusal(const ConvProblem& problem, bool in_words) {
   return {};
 }
 
+// Why the idea of an algorithm does not fit, on any device.
+std::string excludes(Algorithm algorithm, const ConvGeometry& geometry, bool in_words) {
+  switch (algorithm) {
+    case Algorithm::winograd:
+      return winograd_excludes(geometry, in_words);
+    case Algorithm::depthwise:
+      return depthwise_excludes(geometry, in_words);
+    case Algorithm::inner_product:
+      return inner_product_excludes(geometry, in_words);
+    default:
+      return {};
+  }
+}
+
 // The channels per group on the side that is read.
 int64_t read_channels(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   return problem.pass == Pass::backward_input ? g.out_channels_per_group() : g.in_channels_per_group();
 }
 
-std::string direct_refusal(const ConvProblem& problem, bool in_words) {
+// What the kernels for the CPU refuse besides.
+std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
-  if (read_channels(problem) <= most) return {};
-  return because(in_words, "direct reads at most ", most, " channels per group, but has to read ",
-                 read_channels(problem));
+  if (algorithm == Algorithm::direct && read_channels(problem) > most)
+    return because(in_words, "direct reads at most ", most, " channels per group, but has to read ",
+                   read_channels(problem));
+  return {};
 }
 
 std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
-  if (problem.device == Device::cuda) {
-    const std::string reason = algorithm == Algorithm::depthwise ? depthwise_refusal(problem, in_words) : std::string();
-    return reason.empty() ? cuda_refusal(algorithm, problem) : reason;
-  }
-  switch (algorithm) {
-    case Algorithm::winograd:
-      return winograd_refusal(problem, in_words);
-    case Algorithm::direct:
-      return direct_refusal(problem, in_words);
-    case Algorithm::depthwise:
-      return depthwise_refusal(problem, in_words);
-    case Algorithm::inner_product:
-      return inner_product_refusal(problem, in_words);
-    default:
-      return {};
-  }
+  const std::string reason = excludes(algorithm, problem.geometry, in_words);
+  if (!reason.empty()) return reason;
+  return problem.device == Device::cuda ? cuda_refusal(algorithm, problem) : cpu_refusal(algorithm, problem, in_words);
 }
 
 // A weight that is brought into a kernel's order, or whose gradient comes from it.

@@ -16,6 +16,7 @@ struct ConvProblem {
   Pass pass = Pass::forward;
   Dtype dtype = Dtype::float32;
   Device device = Device::cpu;
+  bool tf32 = false;  // on CUDA, float32 operands may be rounded to tf32
 };
 
 // Images of one pixel, which are dense in both layouts, become one line of pixels, as a fully connected layer has it.
@@ -29,7 +30,8 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 // that do not refuse.
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem);
 
-// The same for problems on CUDA, beside what every device refuses: algorithm_choice_cuda.cpp.
+// The same for problems on CUDA (algorithm_choice_cuda.cpp): what its kernels refuse, beside what the idea of an
+// algorithm excludes on every device.
 std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem);
 double cuda_cost(Algorithm algorithm, const ConvProblem& problem);
 

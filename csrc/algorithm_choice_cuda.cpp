@@ -2,6 +2,8 @@
 // ratios follow from the instructions in the kernels and the data sheet of an H200: 30e12 scalar multiply-adds a
 // second, ten times that on tensor cores in 16 bits, and 4.3e12 bytes.
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "algorithm_choice.h"
 
@@ -10,6 +12,10 @@ namespace convlab {
 namespace {
 
 constexpr int64_t kMostBlocks = 65535;  // along the grid's second and third axis
+
+constexpr double kPerByte = 7, kPerLaunch = 6e7;  // 2 microseconds until a kernel fills the GPU after another
+// A multiply-add on tensor cores, in float32 rounded to tf32, or thrice for all of its digits.
+constexpr double kIn16Bits = 0.1, kInTf32 = 0.2, kInSplitFloat32 = 0.6;
 
 double rounded_up(int64_t value, int64_t unit) { return static_cast<double>(ceil_divide(value, unit) * unit); }
 
@@ -23,6 +29,19 @@ std::string size_refusal(const std::string& name, const ConvGeometry& g) {
                         g.kernel[axis] * g.dilation[axis], g.output[axis] * g.stride[axis]});
   if (largest < limit) return {};
   return name + " counts pixels and taps up to 2^29 on CUDA, but there are " + std::to_string(largest);
+}
+
+std::string winograd_refusal(const ConvProblem& problem) {
+  constexpr int64_t points = 36;  // each a block's third coordinate, for each group
+  const ConvGeometry& g = problem.geometry;
+  if (problem.dtype == Dtype::float64) return "winograd needs tensor cores on CUDA, which it does not use in float64";
+  if (problem.dtype != Dtype::float32)
+    return "winograd has no kernel for 16 bits on CUDA: its transforms would take longer than the products they save";
+  if (g.stride[1] != 1) return "winograd needs stride 1 on CUDA, but stride is " + std::to_string(g.stride[1]);
+  if (points * g.groups > kMostBlocks)
+    return "winograd has at most " + std::to_string(kMostBlocks / points) + " groups on CUDA, but there are " +
+           std::to_string(g.groups);
+  return {};
 }
 
 std::string depthwise_refusal(const ConvGeometry& g) {
@@ -58,7 +77,7 @@ struct Product {
 // A tile is 64 wide, and half of it idles where a group has 32 channels. Where channels do not fill 16 bytes, operands
 // come element by element, at about 30 instructions each.
 double implicit_gemm_cost(const ConvProblem& problem, int64_t element_size) {
-  constexpr double per_gathered = 30, in_16_bits = 0.1, in_tf32 = 0.5;
+  constexpr double per_gathered = 30;
   constexpr int64_t tile = 64;
   const ConvGeometry& g = problem.geometry;
   const Product product(problem);
@@ -67,7 +86,27 @@ double implicit_gemm_cost(const ConvProblem& problem, int64_t element_size) {
   const int64_t chunk = 16 / element_size;
   const bool whole = g.in_channels_per_group() % chunk == 0 && g.out_channels_per_group() % chunk == 0;
   const double gathered = whole ? 0 : padded * 2 / tile;
-  return std::max(padded * (element_size == 2 ? in_16_bits : in_tf32), gathered * per_gathered);
+  const double each = element_size == 2 ? kIn16Bits : problem.tf32 ? kInTf32 : kInSplitFloat32;
+  return std::max(padded * each, gathered * per_gathered);
+}
+
+// Products of whole tiles, a quarter of a convolution's; the transformed tiles of both tensors, written and read; three
+// kernels for each chunk of them.
+double winograd_cost(const ConvProblem& problem) {
+  constexpr int64_t points = 36, tile = 64, slice = 16;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t* written = problem.pass == Pass::backward_input ? g.input : g.output;
+  const int64_t tiles = g.batch * ceil_divide<int64_t>(written[1], 4) * ceil_divide<int64_t>(written[2], 4);
+  int64_t rows = tiles, columns = g.out_channels_per_group(), depth = g.in_channels_per_group();
+  if (problem.pass == Pass::backward_input) std::swap(columns, depth);
+  if (problem.pass == Pass::backward_weight) std::swap(rows, depth);
+  const double products = static_cast<double>(points * g.groups) * rounded_up(rows, tile) * rounded_up(columns, tile) *
+                          rounded_up(depth, slice);
+  const double channels = rounded_up(g.in_channels_per_group(), 4) + rounded_up(g.out_channels_per_group(), 4);
+  const double transformed = static_cast<double>(points * tiles * g.groups) * channels * sizeof(float);
+  const double weights = static_cast<double>(points * g.weight_elements() / 9) * sizeof(float);
+  const double launches = 1 + 3 * std::ceil(transformed / (32 << 20));
+  return kInSplitFloat32 * products + kPerByte * (2 * transformed + 3 * weights) + kPerLaunch * launches;
 }
 
 // A thread has four channels of a group; with fewer it idles, and reads as many times for less.
@@ -87,8 +126,9 @@ std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const std::string name = algorithm_name(algorithm);
   if (algorithm == Algorithm::naive) return {};
-  if (algorithm == Algorithm::winograd || algorithm == Algorithm::inner_product)
-    return name + " has no kernel for CUDA yet";
+  if (algorithm == Algorithm::inner_product) return name + " has no kernel for CUDA yet";
+  if (algorithm == Algorithm::winograd)
+    if (const std::string reason = winograd_refusal(problem); !reason.empty()) return reason;
   if (algorithm == Algorithm::implicit_gemm && problem.dtype == Dtype::float64)
     return "implicit_gemm needs tensor cores on CUDA, which it does not use in float64";
   if (algorithm == Algorithm::depthwise)
@@ -105,14 +145,15 @@ std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
 }
 
 double cuda_cost(Algorithm algorithm, const ConvProblem& problem) {
-  constexpr double per_byte = 7, scalar = 20, windows = 1.3;
+  constexpr double scalar = 20, windows = 1.3;
   const int64_t element_size = problem.dtype == Dtype::float64 ? 8 : problem.dtype == Dtype::float32 ? 4 : 2;
   const double multiply_adds = static_cast<double>(problem.geometry.multiply_adds());
   double cost = scalar * multiply_adds;
   if (algorithm == Algorithm::implicit_gemm) cost = implicit_gemm_cost(problem, element_size);
+  if (algorithm == Algorithm::winograd) cost = winograd_cost(problem);
   if (algorithm == Algorithm::direct) cost = direct_cost(problem);
   if (algorithm == Algorithm::depthwise) cost = windows * multiply_adds;
-  return cost + per_byte * static_cast<double>(problem.geometry.bytes(element_size));
+  return cost + kPerByte * static_cast<double>(problem.geometry.bytes(element_size));
 }
 
 }  // namespace convlab

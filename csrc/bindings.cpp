@@ -14,6 +14,7 @@
 #include "cuda/device.h"
 #include "geometry.h"
 #include "ops/autotune.h"
+#include "ops/cuda.h"
 #include "python_call.h"
 
 namespace py = pybind11;
@@ -86,7 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "explain",
       [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device) {
-        ConvProblem problem{geometry, pass, dtype, device};
+        ConvProblem problem{geometry, pass, dtype, device, device == Device::cuda && tf32_is_allowed()};
         if (device == Device::cpu) join_pixels(problem.geometry);  // as the operators do
         py::dict verdicts;
         for (int index = 0; index < kAlgorithms; ++index) {

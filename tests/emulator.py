@@ -57,7 +57,9 @@ def compile_library(name: str, sources: list[Path], flags: str = "") -> Path:
     (build / "build.ninja").write_text(rules)
     ninja = Path(sys.executable).with_name("ninja")
     command = [str(ninja) if ninja.exists() else "ninja", "-f", str(build / "build.ninja"), "-j", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # A sanitizer that is loaded ahead of Python is not for the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return library
 

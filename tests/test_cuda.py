@@ -11,11 +11,11 @@ import pytest
 import test_normalization
 import test_pooling
 import torch
-from cases import BY_NAME, PASSES, SMALL
+from cases import BY_NAME, PASSES, SMALL, ConvCase
 from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, refusal, run_pass
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "direct": 150_000, "depthwise": 150_000}
+LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "winograd": 4_000_000, "direct": 150_000, "depthwise": 150_000}
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,7 @@ def laid_out(case, dtype, format):
         for algorithm, limit in LIMIT.items()
         for case in SMALL
         if case.multiply_adds <= limit and not refusal(case, algorithm, on="cuda")
+        if algorithm != "winograd" or case.groups <= 17  # each of which is 36 products
     ],
 )
 def test_convolution(case, algorithm):
@@ -56,8 +57,16 @@ def test_convolution(case, algorithm):
                 with emulator.emulated() as launches:
                     actual = run_pass(case, pass_, algorithm, **laid_out(case, dtype, format))
                     assert launches() > 0 or case.input[0] == 0
-                split = algorithm == "implicit_gemm" and dtype == torch.float32
-                check_pass(case, pass_, "split tf32" if split else algorithm, dtype, actual)
+                check_pass(case, pass_, algorithm, dtype, actual, on="cuda")
+
+
+@pytest.mark.parametrize("pass_, format", [("forward", "channels_last"), ("backward_weight", "channels_first")])
+def test_winograd_in_chunks(pass_, format):
+    """More tiles than the workspace holds at once: 43 x 43 of 61 and 62 channels."""
+    case = ConvCase("chunks", (1, 61, 171, 169), 62, 3, padding=1)
+    with emulator.emulated():
+        actual = run_pass(case, pass_, "winograd", **laid_out(case, torch.float32, format))
+    check_pass(case, pass_, "winograd", torch.float32, actual, on="cuda")
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -79,6 +88,8 @@ def test_tf32_is_used_where_torch_allows_it(format, tf32):
 def test_fused(algorithm, format, dtype):
     """clamp(convolution + bias + residual), rounded once."""
     case = BY_NAME["depthwise_dilated" if algorithm == "depthwise" else "3x3_valid_batch3"]
+    if refusal(case, algorithm, "forward", dtype, on="cuda"):
+        pytest.skip(f"there is no kernel of {algorithm} for {dtype}")
     tensors = laid_out(case, dtype, format)
     bias, residual = torch.randn(case.out_channels).to(dtype), in_format(tensors["grad_output"], format)
     parameters = list(case.stride), list(case.padding), list(case.dilation), case.groups
@@ -87,7 +98,7 @@ def test_fused(algorithm, format, dtype):
             tensors["input"], tensors["weight"], bias, residual, None, 0.0, 2.0, *parameters, algorithm
         )
     plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
-    allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1)
+    allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1, on="cuda")
     assert_within(fused, plain.clamp(0, 2), allowed, "fused")
 
 

@@ -179,12 +179,20 @@ def test_explain_convolution_on_cuda():
 
     dense = explain(64, dtype=torch.bfloat16)
     assert dense.chosen == "implicit_gemm"
-    assert "no kernel for CUDA" in dense.verdicts["winograd"].refusal
+    assert "no kernel for 16 bits" in dense.verdicts["winograd"].refusal
     assert dense.verdicts["naive"].cost > dense.verdicts["direct"].cost > dense.verdicts["implicit_gemm"].cost
     assert explain(128, groups=128, dtype=torch.float16).chosen == "depthwise"
     assert explain(128, groups=32, dtype=torch.bfloat16).chosen == "direct"  # four channels each
     double = explain(64, dtype=torch.float64)
     assert double.chosen == "direct" and "tensor cores" in double.verdicts["implicit_gemm"].refusal
+    pointwise = torch_convlab.explain_convolution((2, 64, 1, 1), (64, 64, 1, 1), device="cuda")
+    assert "no kernel for CUDA" in pointwise.verdicts["inner_product"].refusal
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert explain(128).chosen == "winograd" and explain(32).chosen == "implicit_gemm"
+        assert "stride 1 on CUDA" in explain(128, stride=2).verdicts["winograd"].refusal
+        assert "1820 groups" in explain(2048, groups=2048).verdicts["winograd"].refusal
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        assert explain(128).chosen == "implicit_gemm"  # as fast, and nearer to the result
     huge = torch_convlab.explain_convolution((1, 1, 1 << 15, 1 << 15), (1, 1, 3, 3), device=torch.device("cuda"))
     assert huge.chosen == "naive" and "2^29" in huge.verdicts["implicit_gemm"].refusal
 

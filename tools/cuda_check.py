@@ -47,6 +47,13 @@ INSTRUCTIONS = {
 }
 
 
+# What it must not hold.
+FORBIDDEN = {
+    # Winograd's matrices are constants: no table in local memory, no float64.
+    r"(transform|write)_(tiles|weights)\b": r"LDL|F2F|DFMA|DADD|DMUL",
+}
+
+
 @dataclass
 class Kernel:
     source: str
@@ -122,10 +129,13 @@ def disassembler() -> list[str] | None:
     return None
 
 
-def lacking(disassemble: list[str], cubin: Path, kernels: list[Kernel]) -> list[str]:
-    """What the machine code of these kernels, all those of a cubin, should hold and does not."""
-    wanted = {k.symbol: [i for name, i in INSTRUCTIONS.items() if re.search(name, k.name)] for k in kernels}
-    if not any(wanted.values()):
+def code_faults(disassemble: list[str], cubin: Path, kernels: list[Kernel]) -> list[str]:
+    """What the machine code of these kernels, all those of a cubin, lacks, and what it should not hold."""
+    wanted, unwanted = (
+        {k.symbol: [i for name, i in rules.items() if re.search(name, k.name)] for k in kernels}
+        for rules in (INSTRUCTIONS, FORBIDDEN)
+    )
+    if not any(wanted.values()) and not any(unwanted.values()):
         return []
     done = subprocess.run([*disassemble, str(cubin)], capture_output=True, text=True)
     if done.returncode:
@@ -134,11 +144,13 @@ def lacking(disassemble: list[str], cubin: Path, kernels: list[Kernel]) -> list[
     for line in done.stdout.splitlines():
         if match := re.search(r"Function : (\S+)|^\.text\.(\S+):", line.strip()):
             function = match[1] or match[2]
-        elif function in wanted:
-            found[function].update(i for i in wanted[function] if re.search(i, line))
-    return [
-        f"{k.name} ({k.architecture}): no {i}" for k in kernels for i in wanted[k.symbol] if i not in found[k.symbol]
-    ]
+        elif function in found:
+            found[function].update(i for i in wanted[function] + unwanted[function] if re.search(i, line))
+    faults = []
+    for k in kernels:
+        faults += [f"{k.name} ({k.architecture}): no {i}" for i in wanted[k.symbol] if i not in found[k.symbol]]
+        faults += [f"{k.name} ({k.architecture}): has {i}" for i in unwanted[k.symbol] if i in found[k.symbol]]
+    return faults
 
 
 def main() -> None:
@@ -163,12 +175,14 @@ def main() -> None:
     for (source, architecture), (cubin, log) in zip(jobs, results):
         found = parse(log, source.name, architecture)
         kernels += found
-        failures += lacking(disassemble, cubin, found) if disassemble else []
+        failures += code_faults(disassemble, cubin, found) if disassemble else []
     for kernel in kernels:
         failures += [f"{kernel.source} {kernel.architecture} {kernel.name}: {fault}" for fault in kernel.faults()]
         if options.verbose:
             print(f"{kernel.architecture:7} {kernel.registers:4} registers {kernel.spilled:4} spilled  {kernel.name}")
-    unused = [name for name in INSTRUCTIONS if not any(re.search(name, kernel.name) for kernel in kernels)]
+    unused = [
+        name for name in (*INSTRUCTIONS, *FORBIDDEN) if not any(re.search(name, kernel.name) for kernel in kernels)
+    ]
     failures += [f"no kernel is called {name}" for name in unused]
     checked = "as expected" if disassemble else "NOT CHECKED, no nvdisasm or cuobjdump"
     if failures:

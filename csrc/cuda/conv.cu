@@ -19,6 +19,8 @@ Kernels kernels_of(const ConvArguments& a) {
   switch (a.algorithm) {
     case Algorithm::implicit_gemm:
       return {implicit_gemm_convolution, implicit_gemm_workspace};
+    case Algorithm::winograd:
+      return {winograd_convolution, winograd_workspace};
     case Algorithm::direct:
       if (!to_weight) return {direct_pixels_convolution, nothing};
       return {direct_weight_convolution, direct_weight_workspace};

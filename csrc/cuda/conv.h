@@ -37,7 +37,9 @@ struct ConvTensors {
     weight = global(static_cast<T*>(a.weight), g.weight_elements());
     output = global(static_cast<T*>(a.output), g.output_elements());
     bias = global(static_cast<const T*>(a.bias), to_input ? g.in_channels : g.out_channels);
-    residual = global(static_cast<const T*>(a.residual), to_input ? g.input_elements() : g.output_elements());
+    residual = global(static_cast<const T*>(a.residual), a.pass == Pass::forward ? g.output_elements()
+                                                         : to_input              ? g.input_elements()
+                                                                                 : g.weight_elements());
     in = DenseStrides(a.layout, g.in_channels, g.input);
     out = DenseStrides(a.layout, g.out_channels, g.output);
     weight_filter = a.weight_stride_filter();
@@ -79,5 +81,8 @@ int direct_weight_convolution(const ConvArguments& a, void* stream);
 
 int64_t implicit_gemm_workspace(const ConvArguments& a);
 int implicit_gemm_convolution(const ConvArguments& a, void* stream);
+
+int64_t winograd_workspace(const ConvArguments& a);
+int winograd_convolution(const ConvArguments& a, void* stream);
 
 }  // namespace convlab::cuda

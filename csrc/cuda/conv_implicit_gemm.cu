@@ -108,8 +108,9 @@ __global__ void __launch_bounds__(kReduceThreads) add_splits(GemmProblem<T> p, i
   const int group = static_cast<int>(i / product);
   const int64_t filter = static_cast<int64_t>(group) * p.rows + i % product / p.columns;
   const int column = static_cast<int>(i % p.columns);
-  p.t.weight[filter * p.t.weight_filter + column / p.read_channels * p.t.weight_tap +
-             column % p.read_channels * p.t.weight_channel] = from_accumulate<T>(sum);
+  const int64_t at = filter * p.t.weight_filter + column / p.read_channels * p.t.weight_tap +
+                     column % p.read_channels * p.t.weight_channel;
+  p.t.weight[at] = p.t.finished(sum, filter, at);
 }
 
 unsigned tiles(int64_t size, int tile) { return static_cast<unsigned>((size + tile - 1) / tile); }

@@ -23,7 +23,7 @@ struct ConvArguments {
   void* weight = nullptr;
   void* output = nullptr;
   const void* bias = nullptr;      // added to what the pass writes (never in backward_weight); may be null
-  const void* residual = nullptr;  // added to the output of the forward pass; may be null
+  const void* residual = nullptr;  // of the shape of what the pass writes, and added to it; may be null
   Clamp clamp;                     // last, of the forward pass
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* workspace = nullptr;

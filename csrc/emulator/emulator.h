@@ -271,21 +271,21 @@ struct Fragments {
   uint32_t a[4], b[2];
 };
 
-// Element (row, k) of a and (k, column) of b lie with the lanes that the PTX manual names.
-inline void mma_of(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int site,
-                   float (*element)(uint32_t word, int half), int per_word) {
-  const int lane = emulator::thread->lane, k_count = 8 * per_word;
+// Element (row, k) of a and (k, column) of b lie with the lanes that the PTX manual names. element(word, half) is one
+// of the kPerWord values in a word.
+template <int kPerWord, class Element>
+void mma_of(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int site, const Element& element) {
+  const int lane = emulator::thread->lane;
   emulator::exchange(
       ~0u, Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}},
       [&](auto at) {
         for (int i = 0; i < 4; ++i) {
-          const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+          const int row = lane / 4, column = lane % 4 * 2 + i % 2;
           float sum = 0;
-          for (int k = 0; k < k_count; ++k) {
-            const int word = k / per_word, half = k % per_word;  // words of one row: 4 lanes, then 4 more
-            const Fragments& left = at(row % 8 * 4 + word % 4);
-            const Fragments& right = at(column * 4 + word % 4);
-            sum += element(left.a[row / 8 + 2 * (word / 4)], half) * element(right.b[word / 4], half);
+          for (int word = 0; word < 8; ++word) {  // of a row: those of 4 lanes, then 4 more
+            const uint32_t left = at(row * 4 + word % 4).a[i / 2 + 2 * (word / 4)];
+            const uint32_t right = at(column * 4 + word % 4).b[word / 4];
+            for (int half = 0; half < kPerWord; ++half) sum += element(left, half) * element(right, half);
           }
           d[i] += sum;
         }
@@ -296,16 +296,15 @@ inline void mma_of(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
 
 inline void mma(bfloat16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                 int site = __builtin_LINE()) {
-  mma_of(d, a, b0, b1, site, [](uint32_t w, int half) { return bits_to_float(half ? w & 0xffff0000u : w << 16); }, 2);
+  mma_of<2>(d, a, b0, b1, site, [](uint32_t w, int half) { return bits_to_float(half ? w & 0xffff0000u : w << 16); });
 }
 inline void mma(float16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int site = __builtin_LINE()) {
-  mma_of(
-      d, a, b0, b1, site,
-      [](uint32_t w, int half) { return to_accumulate(float16{static_cast<uint16_t>(half ? w >> 16 : w)}); }, 2);
+  mma_of<2>(d, a, b0, b1, site,
+            [](uint32_t w, int half) { return to_accumulate(float16{static_cast<uint16_t>(half ? w >> 16 : w)}); });
 }
 // Tensor cores read tf32 operands as the upper 19 bits of a float.
 inline void mma(float, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int site = __builtin_LINE()) {
-  mma_of(d, a, b0, b1, site, [](uint32_t w, int) { return bits_to_float(w & 0xffffe000u); }, 1);
+  mma_of<1>(d, a, b0, b1, site, [](uint32_t w, int) { return bits_to_float(w & 0xffffe000u); });
 }
 inline uint32_t to_tf32(float value) {  // to nearest, ties away from zero
   const uint32_t bits = float_to_bits(value);

@@ -20,7 +20,6 @@
 #if defined(CONVLAB_TSAN)
 extern "C" {
 void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
 void __tsan_switch_to_fiber(void*, unsigned);
 void* __tsan_get_current_fiber();
 void __tsan_acquire(void*);
@@ -80,13 +79,18 @@ void poison(void* memory, size_t bytes) {
   asm volatile("rep stosb" : "+D"(memory), "+c"(bytes) : "a"(0xff) : "memory");
 }
 
+struct Stack {
+  char* memory;
+  void* sanitizer_fiber;  // which takes long to make
+};
+
 class Stacks {  // kept between launches
  public:
-  char* take() {
+  Stack take() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!free_.empty()) {
-        char* stack = free_.back();
+        const Stack stack = free_.back();
         free_.pop_back();
         return stack;
       }
@@ -94,16 +98,18 @@ class Stacks {  // kept between launches
     void* memory =
         mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) std::abort();
-    return static_cast<char*>(memory);
+    void* fiber = nullptr;
+    CONVLAB_TSAN_ONLY(fiber = __tsan_create_fiber(0);)
+    return {static_cast<char*>(memory), fiber};
   }
-  void give(char* stack) {
+  void give(Stack stack) {
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(stack);
   }
 
  private:
   std::mutex mutex_;
-  std::vector<char*> free_;
+  std::vector<Stack> free_;
 } stacks;
 
 }  // namespace
@@ -158,17 +164,17 @@ void thread_main() {
 }
 
 void begin(Thread* next) {
-  next->stack = stacks.take();
+  const Stack stack = stacks.take();
+  next->stack = stack.memory;
+  next->sanitizer_fiber = stack.sanitizer_fiber;
   void** top = reinterpret_cast<void**>(next->stack + kStackBytes) - 2;
   *top = reinterpret_cast<void*>(&thread_main);
   next->stack_pointer = top - 6;
-  CONVLAB_TSAN_ONLY(next->sanitizer_fiber = __tsan_create_fiber(0);)
 }
 
 void end(Thread& thread) {
   if (!thread.stack) return;
-  CONVLAB_TSAN_ONLY(__tsan_destroy_fiber(thread.sanitizer_fiber);)
-  stacks.give(thread.stack);
+  stacks.give({thread.stack, thread.sanitizer_fiber});
   thread.stack = nullptr;
 }
 

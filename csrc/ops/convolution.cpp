@@ -63,8 +63,9 @@ struct Call {
   }
   ConvProblem problem() const {
     const Tensor& tensor = written();
-    return {geometry, pass, dtype_of(tensor.scalar_type(), "convolution"),
-            runs_on_cuda(tensor) ? Device::cuda : Device::cpu};
+    const bool on_cuda = runs_on_cuda(tensor);
+    return {geometry, pass, dtype_of(tensor.scalar_type(), "convolution"), on_cuda ? Device::cuda : Device::cpu,
+            on_cuda && tf32_is_allowed()};
   }
 };
 
