@@ -26,29 +26,6 @@ CONVLAB_INLINE vec<A> even_lanes(vec<A> a, vec<A> b) {
   return even_lanes_of<A>(a, b, std::make_integer_sequence<int, lanes<A>>{});
 }
 
-// target[i] = source[i * step]
-template <int Step, class T>
-CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, accumulate_t<T>* target) {
-  using A = accumulate_t<T>;
-  int64_t i = 0;
-  if constexpr (Step == 1) {
-    for (; i + lanes<A> <= count; i += lanes<A>) store(target + i, load(source + i));
-#if defined(CONVLAB_AVX512)
-    if constexpr (!is_reduced<T>) {
-      if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
-      return;
-    }
-#endif
-  }
-  if constexpr (Step == 2) {
-    // Even elements of two neighbouring vectors; the second one's last element may lie past the span's end.
-    for (; i + lanes<A> < count; i += lanes<A>)
-      store(target + i, even_lanes<A>(load(source + 2 * i), load(source + 2 * i + lanes<A>)));
-  }
-  const int64_t distance = Step ? Step : step;
-  for (; i < count; ++i) target[i] = to_accumulate(source[i * distance]);
-}
-
 // Spans are short, and a call of memcpy would cost more than the copy: two pieces that may overlap make up every
 // length.
 template <int Piece>
@@ -62,7 +39,33 @@ CONVLAB_INLINE void copy_bytes(const void* source, int64_t bytes, void* target) 
   const auto* from = static_cast<const char*>(source);
   auto* to = static_cast<char*>(target);
   copy_in_pieces<64>(from, bytes, to) || copy_in_pieces<32>(from, bytes, to) || copy_in_pieces<16>(from, bytes, to) ||
-      copy_in_pieces<8>(from, bytes, to) || copy_in_pieces<2>(from, bytes, to);
+      copy_in_pieces<8>(from, bytes, to) || copy_in_pieces<4>(from, bytes, to) || copy_in_pieces<2>(from, bytes, to);
+}
+
+// target[i] = source[i * step]
+template <int Step, class T>
+CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, accumulate_t<T>* target) {
+  using A = accumulate_t<T>;
+  int64_t i = 0;
+  if constexpr (Step == 1) {
+#if !defined(CONVLAB_AVX512)
+    if constexpr (std::is_same_v<T, A>) return copy_bytes(source, count * static_cast<int64_t>(sizeof(T)), target);
+#endif
+    for (; i + lanes<A> <= count; i += lanes<A>) store(target + i, load(source + i));
+#if defined(CONVLAB_AVX512)
+    if constexpr (std::is_same_v<T, A>) {
+      if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
+      return;
+    }
+#endif
+  }
+  if constexpr (Step == 2) {
+    // Even elements of two neighbouring vectors; the second one's last element may lie past the span's end.
+    for (; i + lanes<A> < count; i += lanes<A>)
+      store(target + i, even_lanes<A>(load(source + 2 * i), load(source + 2 * i + lanes<A>)));
+  }
+  const int64_t distance = Step ? Step : step;
+  for (; i < count; ++i) target[i] = to_accumulate(source[i * distance]);
 }
 
 template <int Step, class T>

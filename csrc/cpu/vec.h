@@ -115,6 +115,9 @@ CONVLAB_INLINE void store(float16* p, vec<float> v) {
 }
 
 // The first `count` lanes; the others are zero on load and untouched in memory on store.
+#if defined(CONVLAB_AVX2)
+constexpr int32_t kLaneMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};  // from 8 - count on: of the first lanes
+#endif
 template <class T>
 CONVLAB_INLINE vec<accumulate_t<T>> load_partial(const T* p, int64_t count) {
   constexpr int width = lanes<accumulate_t<T>>;
@@ -123,6 +126,12 @@ CONVLAB_INLINE vec<accumulate_t<T>> load_partial(const T* p, int64_t count) {
     return (vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
   if constexpr (std::is_same_v<T, double>)
     return (vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
+#elif defined(CONVLAB_AVX2)
+  const auto mask = [](int64_t words) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks + 8 - words));
+  };
+  if constexpr (std::is_same_v<T, float>) return (vec<float>)_mm256_maskload_ps(p, mask(count));
+  if constexpr (std::is_same_v<T, double>) return (vec<double>)_mm256_maskload_pd(p, mask(2 * count));
 #endif
   T buffer[width] = {};
   std::memcpy(static_cast<void*>(buffer), p, static_cast<size_t>(count) * sizeof(T));
@@ -138,6 +147,23 @@ CONVLAB_INLINE void store_partial(T* p, vec<accumulate_t<T>> v, int64_t count) {
   }
   if constexpr (std::is_same_v<T, double>) {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), (__m512d)v);
+    return;
+  }
+#elif defined(CONVLAB_AVX2)
+  if constexpr (std::is_same_v<T, float>) {  // a masked store takes longer on many CPUs
+    if (count == width) return store(p, v);
+    __m128 part = _mm256_castps256_ps128((__m256)v);
+    if (count & 4) {
+      _mm_storeu_ps(p, part);
+      part = _mm256_extractf128_ps((__m256)v, 1);
+      p += 4;
+    }
+    if (count & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+      part = _mm_movehl_ps(part, part);
+      p += 2;
+    }
+    if (count & 1) _mm_store_ss(p, part);
     return;
   }
 #endif
