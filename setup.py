@@ -44,6 +44,14 @@ if SANITIZE:
     LINK_FLAGS = ["-fopenmp", f"-fsanitize={SANITIZE}"]
 
 
+class BuildExtension(cpp_extension.BuildExtension):
+    """Builds in a fixed folder, so that installing again in place (pip install -e .) compiles only what changed."""
+
+    def initialize_options(self):  # once more in an editable installation, which forgets what setup() was told
+        super().initialize_options()
+        self.build_temp = f"build/{sys.implementation.cache_tag}"
+
+
 def first_line(command: list[str]) -> str:
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -119,8 +127,6 @@ def main() -> None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     setup(
-        # A fixed folder, so that installing again in place (pip install -e .) compiles only what changed.
-        options={"build_ext": {"build_temp": f"build/{sys.implementation.cache_tag}"}},
         ext_modules=[
             extension(
                 "torch_convlab._C",
@@ -130,7 +136,7 @@ def main() -> None:
                 extra_link_args=LINK_FLAGS,
             )
         ],
-        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
+        cmdclass={"build_ext": BuildExtension},
     )
 
 

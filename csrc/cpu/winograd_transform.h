@@ -77,7 +77,8 @@ CONVLAB_INLINE void transform(const vec<A>* x, int x_stride, vec<A>* y, int y_st
   };
   [&]<int... J>(std::integer_sequence<int, J...>) __attribute__((always_inline)) {
     (row(std::integral_constant<int, J>{}), ...);
-  }(std::make_integer_sequence<int, rows>{});
+  }
+  (std::make_integer_sequence<int, rows>{});
 }
 
 }  // namespace convlab::cpu::CONVLAB_ISA
