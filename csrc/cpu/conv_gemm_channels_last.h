@@ -220,12 +220,14 @@ class GemmChannelsLast {
         const S* p = from.first + ((x + begin) * own.read_step + own.offset(tap)) * from.step;
         for (int64_t r = begin; r < end; ++r, p += own.read_step * from.step) to[r] = p;
       }
-    for (int64_t r = 0; r < run; r = r + 1 == begin ? end : r + 1) {
-      if (r >= begin && r < end) continue;
-      for (int64_t line = 0; line < lines; ++line)
-        point_at_border(own, x + r, s.lines[line], s.rows + line * taps * block_rows_ + row + r,
-                        s.patches + (row + r) * patch_stride_ + line * segment_depth(), s);
-    }
+    const auto point_at_borders = [&](int64_t from, int64_t to) {
+      for (int64_t r = from; r < to; ++r)
+        for (int64_t line = 0; line < lines; ++line)
+          point_at_border(own, x + r, s.lines[line], s.rows + line * taps * block_rows_ + row + r,
+                          s.patches + (row + r) * patch_stride_ + line * segment_depth(), s);
+    };
+    point_at_borders(0, begin);
+    point_at_borders(end, run);
   }
 
   // What the taps of one kernel line read for a pixel near the border.

@@ -1,13 +1,15 @@
 // How tiles of a Winograd convolution become rows of matrix products, and back.
 //
 // R = 3, stride 1: a tile of m outputs along an axis is F(m, 3), m + 2 points.
+//
 // R = 2, stride 2: output i reads 2i-p, 2i+1-p and 2i+2-p. The outer two taps are a 2-tap filter with stride 1 on the
 // pixels of one parity, F(m, 2), m + 1 points; the middle tap is a product with those of the other, m rows of a matrix
 // product with one and the same weight. Backward input reads m + 1 pixels and writes pairs: pixels of one parity see
-// the 2-tap filter, the others the middle tap. Along each axis there are 6 matrices of weights: 5 points, or 5 points
-// and the middle tap. A pair of them, one per axis, is a product of its own, and every tile has some rows of it. m is
-// 4; the last tile of a line has only the outputs left over, and so fewer points (winograd_matrices.h), so that small
-// maps waste nothing.
+// the 2-tap filter, the others the middle tap.
+//
+// Along each axis there are 6 matrices of weights: 5 points and infinity, or 4, infinity and the middle tap. A pair of
+// them, one per axis, is a product of its own, and every tile has some rows of it. m is 4; the last tile of a line has
+// only the outputs left over, and so fewer points (winograd_matrices.h), so that small maps waste nothing.
 #pragma once
 #include "conv_gather.h"
 #include "conv_gemm_channels_last.h"

@@ -5,9 +5,13 @@
 // multiplications per channel pair instead of 144.
 // Stride 2, F(4x4, 2x2) by phases: a tile of 4x4 outputs reads 9x9 inputs and becomes 9x9 rows, 81 multiplications
 // instead of 144; 25 pairs of matrices have one row per tile, 10 have 4 and one has 16. Backward input reads 5x5 and
-// writes 8x8. Cost: so many multiplications (less at borders than whole tiles would take) plus the transforms; worth it
-// from about 16 channels with stride 1, 32 with stride 2. Limits: error of max|reference| in float32: 1.2e-6 to 4e-6
-// with stride 1, 0.3e-6 to 0.9e-6 with stride 2. NaN and Inf spread over their tile.
+// writes 8x8.
+//
+// Cost: so many multiplications (less at borders than whole tiles would take) plus the transforms; worth it from about
+// 16 channels with stride 1, 32 with stride 2.
+//
+// Limits: error of max|reference| in float32: 1.2e-6 to 4e-6 with stride 1, 0.3e-6 to 0.9e-6 with stride 2. NaN and
+// Inf spread over their tile.
 #pragma once
 #include "conv_winograd_blocks.h"
 
