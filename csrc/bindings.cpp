@@ -15,6 +15,7 @@
 #include "geometry.h"
 #include "ops/autotune.h"
 #include "ops/cuda.h"
+#include "ops/memory.h"
 #include "python_call.h"
 
 namespace py = pybind11;
@@ -148,6 +149,16 @@ PYBIND11_MODULE(_C, m) {
                 table[key] = {static_cast<Algorithm>(index), entry.second};
           set_tuned_table(std::move(table));
         });
+  m.def(
+      "result_memory",
+      [] {
+        const ResultMemory now = result_memory();
+        return py::dict(py::arg("used") = now.used, py::arg("kept") = now.kept, py::arg("most_used") = now.most_used);
+      },
+      "Bytes of the blocks of large results on the CPU.");
+  m.def("release_memory", &release_memory);
+  m.def("reuses_memory", &reuses_memory);
+  m.def("set_reuses_memory", &set_reuses_memory, py::arg("reuses"));
   m.def("output_size", &output_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,
         py::arg("padding") = 0, py::arg("dilation") = 1);
   m.def("pooled_size", &pooled_size<int64_t>, py::arg("input"), py::arg("kernel"), py::arg("stride") = 1,

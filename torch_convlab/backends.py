@@ -14,6 +14,10 @@ Attributes, to read and to set:
 ``cache_path``
     The file of measured choices: ``$TORCH_CONVLAB_CACHE``, or ``torch_convlab/algorithms-<key>.json`` in the user's
     cache folder, where the key stands for this CPU, instruction set and version.
+``reuse_memory``
+    True (the default): large results on the CPU take the memory of results that are no longer used, instead of giving
+    it back to the system and asking for new memory, whose first use is slow. Results in use and memory kept for new
+    ones never exceed together the most that results have used at one time; `release_memory` gives back what is kept.
 
 >>> with torch_convlab.backends.flags(precision="highest"):
 ...     output = model(input)
@@ -41,21 +45,27 @@ _PRECISIONS = ("high", "highest")
 _FORMAT = 1
 
 
-def flags(algorithm: str | None = None, precision: str | None = None, autotune: bool | None = None):
+def flags(
+    algorithm: str | None = None,
+    precision: str | None = None,
+    autotune: bool | None = None,
+    reuse_memory: bool | None = None,
+):
     """Context manager: the given settings inside, the previous ones again after it. It is not local to a thread."""
-    wanted = {"algorithm": algorithm, "precision": precision, "autotune": autotune}
+    wanted = {"algorithm": algorithm, "precision": precision, "autotune": autotune, "reuse_memory": reuse_memory}
     return _flags({name: value for name, value in wanted.items() if value is not None})
 
 
 @contextlib.contextmanager
 def _flags(wanted: dict):
-    before = _C.settings()
+    before = {name: getattr(_module, name) for name in wanted}
     try:
         for name, value in wanted.items():
             setattr(_module, name, value)
         yield
     finally:
-        _C.set_settings(*before)
+        for name, value in before.items():
+            setattr(_module, name, value)
 
 
 def tuned() -> dict[str, tuple[str, dict[str, float]]]:
@@ -66,6 +76,11 @@ def tuned() -> dict[str, tuple[str, dict[str, float]]]:
 def clear() -> None:
     """Forget the measured choices of this process. The cache file stays."""
     _C.set_tuned_table({})
+
+
+def release_memory() -> None:
+    """Give the memory kept for new results back to the system; see ``reuse_memory``."""
+    _C.release_memory()
 
 
 def load(path: str | os.PathLike | None = None) -> int:
@@ -187,6 +202,16 @@ class _Backends(types.ModuleType):
             load()
             atexit.register(_save_at_exit)
         _C.set_settings(*_C.settings()[:2], value)
+
+    @property
+    def reuse_memory(self) -> bool:
+        return _C.reuses_memory()
+
+    @reuse_memory.setter
+    def reuse_memory(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise ValueError(f"expected reuse_memory to be True or False, but got {value!r}")
+        _C.set_reuses_memory(value)
 
     @property
     def cache_path(self) -> Path:

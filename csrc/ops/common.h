@@ -1,4 +1,4 @@
-// What every operator needs between the dispatcher and a kernel: dtypes, layouts, threads, scratch memory.
+// What every operator needs between the dispatcher and a kernel: dtypes, layouts, threads.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +10,7 @@
 
 #include "../dtypes.h"
 #include "../geometry.h"
+#include "memory.h"
 
 namespace convlab {
 
@@ -72,11 +73,6 @@ inline Layout layout_of(const at::Tensor& tensor) {
 // N x C x L -> N x C x 1 x L, so that 1-D problems share every path, memory formats included, with 2-D ones.
 inline at::Tensor with_height(const at::Tensor& tensor) { return tensor.dim() == 3 ? tensor.unsqueeze(2) : tensor; }
 
-// A large tensor on the CPU that nothing was written to yet, on huge pages where the system hands them out to those who
-// ask (Linux, transparent_hugepage/enabled set to madvise). Memory fresh from the system is faulted in page by page
-// when it is first written, which for 4 KiB pages takes longer than most kernels. Small tensors and others as they are.
-at::Tensor on_huge_pages(at::Tensor tensor);
-
 // A tensor of `size` in `layout`, of the dtype of `like` unless given; a 3-D one has the strides of its 4-D twin.
 template <class Size>
 at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
@@ -92,14 +88,9 @@ at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
   if constexpr (std::is_same_v<Int, c10::SymInt>)
     tensor = at::empty_symint(c10::SymIntArrayRef(full), options);
   else
-    tensor = on_huge_pages(at::empty(at::IntArrayRef(full), options));
+    tensor = empty_result(at::IntArrayRef(full), options);
   return flat ? tensor.squeeze(2) : tensor;
 }
-
-// Memory of this thread that persists between calls: fresh buffers would be mapped and faulted every time.
-// Each slot holds one buffer; a buffer above `kKeptScratchBytes` is given back by the next smaller request.
-constexpr int64_t kKeptScratchBytes = int64_t{64} << 20;
-void* thread_scratch(int slot, int64_t bytes);
 
 // Calls body(begin, end) on disjoint ranges covering [0, count), on torch's threads. Results must not depend on
 // how the range is cut.

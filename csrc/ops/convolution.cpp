@@ -321,7 +321,7 @@ Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef s
     const cpu::ConvPlan plan = kernels.plan(arguments);
     if (!plan.packs_weight) return;
     const PackedHeader header(chosen, arguments, plan);
-    packed = on_huge_pages(at::empty({header.bytes()}, packed.options()));
+    packed = empty_result({header.bytes()}, packed.options());
     std::memcpy(packed.mutable_data_ptr(), header.fields, sizeof header.fields);
     arguments.shared = static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackedHeader);
     parallel(plan.prepare_tasks, 1, [&](int64_t begin, int64_t end) {

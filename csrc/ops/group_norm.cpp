@@ -21,7 +21,7 @@ NormResult group_norm_outputs(const Tensor& input, const SymInt& groups) {
 NormResult layer_norm_outputs(const Tensor& input, size_t normalized) {
   std::vector<SymInt> size = input.sym_sizes().vec();
   std::fill(size.end() - static_cast<int64_t>(normalized), size.end(), SymInt(1));
-  return {on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous)),
+  return {empty_result_like(input, at::MemoryFormat::Contiguous),
           empty_statistics(input, size), empty_statistics(input, size)};
 }
 
@@ -115,7 +115,7 @@ NormResult layer_norm_backward_meta(const Tensor& grad_output, const Tensor& inp
                                     SymIntArrayRef normalized_shape, double) {
   check_layer_norm(input, weight, bias, normalized_shape);
   check_backward(grad_output, input, mean, variance, rows_of(input, normalized_shape.size()));
-  const Tensor grad_input = on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous));
+  const Tensor grad_input = empty_result_like(input, at::MemoryFormat::Contiguous);
   return first_three(empty_gradients(input, grad_input, weight, bias, std::nullopt));
 }
 
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_meta(const Tensor& grad_output, con
   check_layer_norm(input, weight, std::nullopt, normalized_shape);
   check_twin("grad_output", grad_output, input);
   check_vector("mean_square", mean_square, input, rows_of(input, normalized_shape.size()));
-  return {on_huge_pages(at::empty_like(input, input.options(), at::MemoryFormat::Contiguous)),
+  return {empty_result_like(input, at::MemoryFormat::Contiguous),
           empty_gradient(weight, input)};
 }
 

@@ -15,7 +15,7 @@ using c10::SymIntArrayRef;
 Tensor empty_like_input(const Tensor& input) {
   const Tensor full = with_height(input);
   const auto format = memory_format(layout_of(full), full.dim());
-  const Tensor result = on_huge_pages(at::empty_like(full, full.options(), format));
+  const Tensor result = empty_result_like(full, format);
   return input.dim() == 3 ? result.squeeze(2) : result;
 }
 
