@@ -35,11 +35,10 @@ TORCH_LIBRARY(convlab, m) {
 
   // Normalization. Results are output, mean and biased variance; gradients are those of input, weight, bias and, for
   // batch norm, residual. batch_norm's output is clamp(normalized + residual), each part if asked for; gradients end at
-  // the bounds.
+  // the bounds. Where, batch_norm_train writes down as bits if asked to `mark` it and there is a residual.
   m.def(
       "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float? lower, float? upper, "
-      "float eps) "
-      "-> (Tensor, Tensor, Tensor)",
+      "float eps, bool mark=False) -> (Tensor, Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? residual, "
@@ -47,8 +46,8 @@ TORCH_LIBRARY(convlab, m) {
       tags);
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
-      "Tensor variance, Tensor? residual, float? lower, float? upper, bool train, float eps) -> (Tensor, Tensor, "
-      "Tensor, Tensor)",
+      "Tensor variance, Tensor? residual, float? lower, float? upper, bool train, float eps, Tensor? stopped=None) -> "
+      "(Tensor, Tensor, Tensor, Tensor)",
       tags);
   // Gradients of grad_output, input and weight; v, v_weight, ... are those of the results of batch_norm_backward.
   m.def(

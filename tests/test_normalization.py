@@ -252,7 +252,7 @@ def test_instance_norm(shape, affine):
 def test_large_mean(format):
     """A mean of 1e4 with deviation 1 costs no more digits than rounding the input and the mean does."""
     input = FORMATS[format]((normal(8, 12, 40, 40) + 1e4).float())
-    output, mean, variance = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
+    output, mean, variance, _ = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
     exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=6e-8, atol=0)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-6, atol=0)
@@ -267,7 +267,7 @@ def test_outliers_in_the_sample_that_sets_the_shift(format):
     input = normal(2, 4, 64, 64).float()
     input[:, :, :1] += 1e3  # the first rows of every channel, on which sums are centred
     input = FORMATS[format](input)
-    _, mean, variance = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
+    _, mean, variance, _ = OPS.batch_norm_train(input, None, None, None, None, None, 1e-5)
     exact_variance, exact_mean = torch.var_mean(input.double(), [0, 2, 3], correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-5, atol=0)
@@ -335,7 +335,7 @@ def test_same_bits_for_every_number_of_threads():
         input, residual = format(sample((5, 48, 19, 23), torch.float32)), normal(5, 48, 19, 23, dtype=torch.float32)
         weight, grad = normal(48, dtype=torch.float32), normal(5, 48, 19, 23, dtype=torch.float32, seed=9)
         calls += [
-            lambda x=input, r=residual, w=weight: OPS.batch_norm_train(x, w, None, r, 0.0, None, 1e-5),
+            lambda x=input, r=residual, w=weight: OPS.batch_norm_train(x, w, None, r, 0.0, None, 1e-5, True),
             lambda x=input, r=residual, w=weight, g=grad: OPS.batch_norm_backward(
                 g, x, w, None, w, w.abs() + 1, r, 0.0, None, True, 1e-5
             ),
@@ -365,16 +365,42 @@ def test_same_bits_for_every_number_of_threads():
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("bounds", [(0.0, None), (0.0, 1.0), (None, 0.25), (-0.5, 0.25)], ids=str)
-def test_mask_is_that_of_the_output(format, bounds):
-    shape = 4, 32, 9, 9
+@pytest.mark.parametrize("mark", [False, True], ids=["recomputed", "marked"])
+def test_mask_is_that_of_the_output(format, bounds, mark):
+    shape = 4, 35, 9, 9
     input, residual = FORMATS[format](sample(shape, torch.float32)), normal(*shape, dtype=torch.float32)
-    output, mean, variance = OPS.batch_norm_train(input, None, None, residual, *bounds, 1e-5)
-    rest = mean, variance, residual, *bounds, True, 1e-5
+    output, mean, variance, stopped = OPS.batch_norm_train(input, None, None, residual, *bounds, 1e-5, mark)
+    assert (stopped.numel() > 0) == mark
+    rest = mean, variance, residual, *bounds, True, 1e-5, stopped
     mask = OPS.batch_norm_backward(torch.ones_like(input), input, None, None, *rest)[3]
     lower, upper = (torch.inf if bound is None else bound for bound in bounds)
     lower = -torch.inf if bounds[0] is None else lower
     assert torch.equal(mask, ((output > lower) & (output < upper)).float())
     assert 0.1 < mask.mean() < 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (2, 7, 5), (4, 35, 9, 9), (2, 16, 8, 8), (1, 3, 2, 5, 7)], ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_marked_backward_is_the_recomputing_one(format, shape, dtype):
+    """The bits of the forward pass stand for the residual: the same gradients to the bit, without reading it."""
+    input, residual, grad = (FORMATS[format](normal(*shape, seed=seed).to(dtype)) for seed in (1, 2, 3))
+    weight, bias = normal(shape[1], seed=4).to(dtype), normal(shape[1], seed=5).to(dtype)
+    _, mean, variance, stopped = OPS.batch_norm_train(input, weight, bias, residual, 0.0, None, 1e-5, True)
+    rest = 0.0, None, True, 1e-5
+    wanted = OPS.batch_norm_backward(grad, input, weight, bias, mean, variance, residual, *rest)
+    unread = torch.full_like(residual, torch.nan)
+    found = OPS.batch_norm_backward(grad, input, weight, bias, mean, variance, unread, *rest, stopped)
+    for one, other in zip(found, wanted):
+        assert torch.equal(one, other)
+
+
+def test_stopped_of_another_input_is_refused():
+    input = normal(2, 16, 8, 8).float()
+    _, mean, variance, stopped = OPS.batch_norm_train(input, None, None, input, 0.0, None, 1e-5, True)
+    for wrong, residual in ((stopped[1:], input), (stopped.float(), input), (stopped, None)):
+        with pytest.raises(RuntimeError, match="expected stopped to be what batch_norm_train gave"):
+            OPS.batch_norm_backward(input, input, None, None, mean, variance, residual, 0.0, None, True, 1e-5, wrong)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -91,16 +91,42 @@ CONVLAB_INLINE void with_flags(bool first, bool second, const Body& body) {
   return body(std::false_type{}, std::false_type{});
 }
 
+// What follows the normalization in the forward pass; `mark`: leave the bits of where the gradient ends.
+enum class Steps { none, clamp, add, add_clamp, add_clamp_mark };
+constexpr bool adds(Steps steps) { return steps >= Steps::add; }
+constexpr bool clamps(Steps steps) { return steps != Steps::none && steps != Steps::add; }
+template <class T, class Body>
+CONVLAB_INLINE void with_steps(const NormArguments<T>& a, const Body& body) {
+  if (!a.residual && !a.clamp.cuts()) return body(std::integral_constant<Steps, Steps::none>{});
+  if (!a.residual) return body(std::integral_constant<Steps, Steps::clamp>{});
+  if (!a.clamp.cuts()) return body(std::integral_constant<Steps, Steps::add>{});
+  if (!a.stopped) return body(std::integral_constant<Steps, Steps::add_clamp>{});
+  return body(std::integral_constant<Steps, Steps::add_clamp_mark>{});
+}
+
 // Into the L2 cache.
 CONVLAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Where the gradient below the clamp comes from: the residual matters only to the clamp's mask.
-enum class Mask { none, clamp, clamp_of_sum };
+// How the gradient below the clamp is found: the residual matters only to the clamp's mask. `stored`: from bits that
+// the forward pass left.
+enum class Mask { none, clamp, clamp_of_sum, stored };
 template <class T, class Body>
 CONVLAB_INLINE void with_mask(const NormArguments<T>& a, const Body& body) {
   if (!a.clamp.cuts()) return body(std::integral_constant<Mask, Mask::none>{});
   if (!a.residual) return body(std::integral_constant<Mask, Mask::clamp>{});
   return body(std::integral_constant<Mask, Mask::clamp_of_sum>{});
+}
+
+template <class T, class Body>
+CONVLAB_INLINE void with_any_mask(const NormArguments<T>& a, const Body& body) {
+  if (a.stopped) return body(std::integral_constant<Mask, Mask::stored>{});
+  with_mask(a, body);
+}
+
+// The bits of the vector at element i of a run.
+template <class A>
+CONVLAB_INLINE lane_bits<A>* bits_at(uint8_t* run, int64_t i) {
+  return reinterpret_cast<lane_bits<A>*>(run) + i / lanes<A>;
 }
 
 // Moments of everything merged so far: count, mean, sum of squared deviations from it.
@@ -174,6 +200,12 @@ CONVLAB_INLINE V normalized(V x, V mean, V scale, V shift) {
 }
 // The gradient of what is normalized, below clamp and residual; NaN passes the clamp, as in torch's ReLU. Takes
 // pointers, not the arguments: stores may alias those, which would then be read again for every vector.
+template <class T, class Part, class A = accumulate_t<T>>
+CONVLAB_INLINE vec<A> gradient(const T* grad_output, lane_bits<A> stopped, Part part) {
+  vec<A> grad = load(grad_output, part);
+  pin(grad);
+  return mask_of<A>(stopped) ? vec<A>{} : grad;
+}
 template <Mask M, class T, class Part, class V, class A = accumulate_t<T>>
 CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift,
                           const VectorBounds<A>& bounds) {

@@ -23,7 +23,7 @@ NormPlan<T> norm_backward(const NormArguments<T>& a) {
 
 template <class T>
 NormKernelTable<T> norm_kernels() {
-  return {norm_forward<T>, norm_backward<T>, NormDouble<T>::plan};
+  return {lanes<accumulate_t<T>>, norm_forward<T>, norm_backward<T>, NormDouble<T>::plan};
 }
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -3,9 +3,9 @@
 // Idea: rows are read in memory order in blocks whose size depends on the geometry alone. Every block leaves sums per
 // channel; merging them in a fixed order gives the same bits for every number of threads. The second pass goes
 // through each thread's blocks backwards, starting with those still in cache.
-// The first pass of a backward under clamp and residual writes the residual's gradient, which is all the second needs
-// of gradient, residual and mask. Cost: two reads and one write forward, four and one backward, less what the caches
-// hold. Limits: below a vector's width of channels most lanes are idle.
+// A backward under clamp and residual reads the mask's bits that the forward pass left; without them, its first pass
+// writes the residual's gradient, which is all the second needs of gradient, residual and mask. Cost: two reads and one
+// write forward, four and one (with a residual two) backward, less what the caches hold. Limits: below a vector's width of channels most lanes are idle.
 #pragma once
 #include "moments.h"
 
@@ -103,6 +103,9 @@ struct NormColumns {
       index = task % w.blocks;
       at = (sample * a.rows() + index * w.block_rows) * w.channels;
       rows = std::min(w.block_rows, a.rows() - index * w.block_rows);
+    }
+    uint8_t* stopped(const Arguments& a) const {
+      return a.stopped + at / a.channels() * stopped_bytes(a.channels(), lanes<A>);
     }
   };
 
@@ -207,29 +210,30 @@ struct NormColumns {
 
   static void forward_blocks(const Arguments& a, int64_t begin, int64_t end) {
     with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
-      with_flags(a.clamp.cuts(), a.residual != nullptr, [&](auto clamps, auto residual) {
-        for (int64_t task = end - 1; task >= begin; --task)
-          normalize<clamps.value, residual.value, stream.value>(a, task);
+      with_steps(a, [&](auto steps) {
+        for (int64_t task = end - 1; task >= begin; --task) normalize<steps.value, stream.value>(a, task);
       });
     });
   }
 
-  template <bool Clamps, bool Residual, bool Streams>
+  template <Steps S, bool Streams>
   static void normalize(const Arguments& a, int64_t task) {
     const Workspace w(a);
     const Block block(a, w, task);
     const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
-    const T *x = a.input + block.at, *residual = Residual ? a.residual + block.at : nullptr;
+    const T *x = a.input + block.at, *residual = adds(S) ? a.residual + block.at : nullptr;
     T* output = a.output + block.at;
+    uint8_t* stopped = S == Steps::add_clamp_mark ? block.stopped(a) : nullptr;
     const VectorBounds<A> bounds(a.clamp);
-    const int64_t channels = w.channels;
+    const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
     for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
       const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
       CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
         const int64_t at = (row + r) * channels + c;
         vec<A> y = normalized(load(x + at, part), mean, scale, shift);
-        if (Residual) y += load(residual + at, part);
-        store_output<Streams>(output + at, Clamps ? bounds.clamped(y) : y, part);
+        if (adds(S)) y += load(residual + at, part);
+        if (S == Steps::add_clamp_mark) *bits_at<A>(stopped + (row + r) * pitch, c) = bits_of<A>(bounds.stops(y));
+        store_output<Streams>(output + at, clamps(S) ? bounds.clamped(y) : y, part);
       }
     });
   }
@@ -237,16 +241,18 @@ struct NormColumns {
   static void block_sums(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
     const VectorBounds<A> bounds(a.clamp);
-    with_mask(a, [&](auto mask) {
+    with_any_mask(a, [&](auto mask) {
+      constexpr Mask M = mask.value;
       for (int64_t task = begin; task < end; ++task) {
         const Block block(a, w, task);
         const A *means = w.mean(block.sample), *scales = w.scale(block.sample), *shifts = w.shift(block.sample);
         A* grads = w.partial(block.sample, block.index, 0);
         A* products = w.partial(block.sample, block.index, 1);
         const T *input = a.input + block.at, *grad_output = a.grad_output + block.at;
-        const T* residual = mask.value == Mask::clamp_of_sum ? a.residual + block.at : nullptr;
-        T* grad_residual = mask.value == Mask::clamp_of_sum && a.grad_residual ? a.grad_residual + block.at : nullptr;
-        const int64_t channels = w.channels;
+        const T* residual = M == Mask::clamp_of_sum ? a.residual + block.at : nullptr;
+        T* grad_residual = M == Mask::clamp_of_sum && a.grad_residual ? a.grad_residual + block.at : nullptr;
+        uint8_t* stopped = M == Mask::stored ? block.stopped(a) : nullptr;
+        const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
         std::fill(grads, grads + channels, A(0));
         std::fill(products, products + channels, A(0));
         for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
@@ -255,9 +261,12 @@ struct NormColumns {
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
             const int64_t at = (row + r) * channels + c;
             const vec<A> x = load(input + at, part);
-            const vec<A> grad =
-                gradient<mask.value>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
-            if (mask.value == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
+            vec<A> grad;
+            if constexpr (M == Mask::stored)
+              grad = gradient(grad_output + at, *bits_at<A>(stopped + (row + r) * pitch, c), part);
+            else
+              grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
+            if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
             sum += grad;
             product = fma(grad, x - mean, product);
           }
@@ -302,9 +311,9 @@ struct NormColumns {
 
   static void backward_blocks(const Arguments& a, int64_t begin, int64_t end) {
     with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
-      if (a.clamp.cuts() && a.grad_residual)
+      if (a.clamp.cuts() && a.grad_residual && !a.stopped)
         return write_gradient<Mask::none, stream.value>(a, a.grad_residual, begin, end);
-      with_mask(a, [&](auto mask) { write_gradient<mask.value, stream.value>(a, a.grad_output, begin, end); });
+      with_any_mask(a, [&](auto mask) { write_gradient<mask.value, stream.value>(a, a.grad_output, begin, end); });
     });
   }
 
@@ -319,15 +328,22 @@ struct NormColumns {
       const A *slopes = w.slope(block.sample), *constants = w.constant(block.sample);
       const T *input = a.input + block.at, *grad_output = gradients + block.at;
       const T* residual = M == Mask::clamp_of_sum ? a.residual + block.at : nullptr;
-      T* output = a.output + block.at;
-      const int64_t channels = w.channels;
+      T *output = a.output + block.at, *grad_residual = M == Mask::stored ? a.grad_residual + block.at : nullptr;
+      uint8_t* stopped = M == Mask::stored ? block.stopped(a) : nullptr;
+      const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
       for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
         const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
         const vec<A> slope = load(slopes + c, part), constant = load(constants + c, part);
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
           const int64_t at = (row + r) * channels + c;
           const vec<A> x = load(input + at, part);
-          const vec<A> grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
+          vec<A> grad;
+          if constexpr (M == Mask::stored) {
+            grad = gradient(grad_output + at, *bits_at<A>(stopped + (row + r) * pitch, c), part);
+            store_output<Streams>(grad_residual + at, grad, part);
+          } else {
+            grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
+          }
           const vec<A> deviation = varies ? x - mean : vec<A>{};
           store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
         }

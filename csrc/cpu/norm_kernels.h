@@ -40,12 +40,15 @@ struct NormArguments {
   const T* grad_output = nullptr;  // backward
   T* output = nullptr;             // the gradient of the input in backward; null in forward: statistics alone
   T* grad_residual = nullptr;      // may be null
-  const A* weight = nullptr;       // one per channel; null stands for ones
-  const A* bias = nullptr;         // one per channel; null stands for zeros
-  A* mean = nullptr;               // samples x groups
-  A* variance = nullptr;           // samples x groups, biased
-  A* grad_weight = nullptr;        // one per channel; may be null
-  A* grad_bias = nullptr;          // one per channel; may be null
+  // Under clamp and residual: where the gradient ends, one bit per element; may be null. Forward writes it and
+  // backward reads it in the place of the residual.
+  uint8_t* stopped = nullptr;
+  const A* weight = nullptr;  // one per channel; null stands for ones
+  const A* bias = nullptr;    // one per channel; null stands for zeros
+  A* mean = nullptr;          // samples x groups
+  A* variance = nullptr;      // samples x groups, biased
+  A* grad_weight = nullptr;   // one per channel; may be null
+  A* grad_bias = nullptr;     // one per channel; may be null
 
   // Double backward of batch norm: directions of the gradients of input, residual, weight and bias (null: none), and
   // the gradient of grad_output. `output` and `grad_weight` are the gradients of input and weight.
@@ -60,6 +63,13 @@ struct NormArguments {
   int64_t group_elements() const { return rows() * channels_per_group; }
   int64_t elements() const { return samples * rows() * channels(); }
 };
+
+// Bytes of the bits of a run of neighbouring elements: pixels of a channel, or channels of a pixel. Every vector of
+// `lanes` elements has bytes of its own.
+template <class Int>
+Int stopped_bytes(Int run, int lanes) {
+  return (run + (lanes - 1)) / lanes * (lanes > 8 ? 2 : 1);
+}
 
 template <class T>
 struct NormPhase {
@@ -82,6 +92,7 @@ struct NormPlan {
 // Problems have at least one element.
 template <class T>
 struct NormKernelTable {
+  int lanes = 0;                                              // of a vector
   NormPlan<T> (*forward)(const NormArguments<T>&) = nullptr;  // writes mean and variance if `statistics`
   NormPlan<T> (*backward)(const NormArguments<T>&) = nullptr;
   NormPlan<T> (*double_backward)(const NormArguments<T>&) = nullptr;  // of batch norm in training

@@ -4,8 +4,8 @@
 // cache. In a batch norm the group is one channel in all samples. While it computes, the second pass fetches the next
 // group, so that memory is read and written at the same time.
 // Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write, with
-// clamp and residual three and two: the first pass writes the residual's gradient, which is all the second needs of
-// gradient, residual and mask.
+// clamp and residual two and two if the forward pass left the mask's bits. Else three and two: the first pass writes the
+// residual's gradient, which is all the second needs of gradient, residual and mask.
 // Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
 #pragma once
 #include "moments.h"
@@ -62,20 +62,24 @@ struct NormRuns {
   }
   static int64_t repeat_stride(const Arguments& a) { return a.channels() * a.pixels; }
 
+  static uint8_t* stopped_at(const Arguments& a, int64_t at) {
+    return a.stopped + at / a.pixels * stopped_bytes(a.pixels, lanes<A>);
+  }
+
   static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
     const bool fetches = a.output && fetches_next(a, a.residual ? 2 : 1);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
-      with_flags(a.clamp.cuts(), a.residual != nullptr, [&](auto clamps, auto residual) {
+      with_steps(a, [&](auto steps) {
         for (int64_t group = begin; group < end; ++group)
           if (fetches && group + 1 < end)
-            forward_group<clamps.value, residual.value, stream.value, true>(a, group);
+            forward_group<steps.value, stream.value, true>(a, group);
           else
-            forward_group<clamps.value, residual.value, stream.value, false>(a, group);
+            forward_group<steps.value, stream.value, false>(a, group);
       });
     });
   }
 
-  template <bool Clamps, bool Residual, bool Streams, bool Fetches>
+  template <Steps S, bool Streams, bool Fetches>
   static void forward_group(const Arguments& a, int64_t group) {
     const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
     if (a.statistics) {
@@ -86,30 +90,31 @@ struct NormRuns {
     }
     for (int64_t c = first; a.output && c < first + a.channels_per_group; ++c)
       for (int64_t repeat = a.repeats - 1; repeat >= 0; --repeat)  // backwards: the last is still in cache
-        normalize<Clamps, Residual, Streams, Fetches>(a, channel(a, group, c),
-                                                      offset(a, sample, c) + repeat * repeat_stride(a));
+        normalize<S, Streams, Fetches>(a, channel(a, group, c), offset(a, sample, c) + repeat * repeat_stride(a));
   }
 
-  template <bool Clamps, bool Residual, bool Streams, bool Fetches>
+  template <Steps S, bool Streams, bool Fetches>
   static void normalize(const Arguments& a, Channel channel, int64_t at) {
     const vec<A> mean = broadcast(channel.mean), scale = broadcast(channel.scale), shift = broadcast(channel.shift);
-    const T *x = a.input + at, *residual = Residual ? a.residual + at : nullptr;
+    const T *x = a.input + at, *residual = adds(S) ? a.residual + at : nullptr;
     T* output = a.output + at;
+    uint8_t* stopped = S == Steps::add_clamp_mark ? stopped_at(a, at) : nullptr;
     const VectorBounds<A> bounds(a.clamp);
     const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
       if (Fetches) prefetch(x + i + ahead);
-      if (Fetches && Residual) prefetch(residual + i + ahead);
+      if (Fetches && adds(S)) prefetch(residual + i + ahead);
       vec<A> y = normalized(load(x + i, part), mean, scale, shift);
-      if (Residual) y += load(residual + i, part);
-      store_output<Streams>(output + i, Clamps ? bounds.clamped(y) : y, part);
+      if (adds(S)) y += load(residual + i, part);
+      if (S == Steps::add_clamp_mark) *bits_at<A>(stopped, i) = bits_of<A>(bounds.stops(y));
+      store_output<Streams>(output + i, clamps(S) ? bounds.clamped(y) : y, part);
     });
   }
 
   static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
-    const bool fetches = fetches_next(a, a.clamp.cuts() && a.residual ? 3 : 2);
+    const bool fetches = fetches_next(a, a.clamp.cuts() && a.residual && !a.stopped ? 3 : 2);
     with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
-      with_mask(a, [&](auto mask) {
+      with_any_mask(a, [&](auto mask) {
         for (int64_t group = begin; group < end; ++group)
           if (fetches && group + 1 < end)
             backward_group<mask.value, stream.value, true>(a, group);
@@ -155,9 +160,14 @@ struct NormRuns {
         const T *input = a.input + at, *grads = a.grad_output + at;
         const T* residual = M == Mask::clamp_of_sum ? a.residual + at : nullptr;
         T* grad_residual = M == Mask::clamp_of_sum && a.grad_residual ? a.grad_residual + at : nullptr;
+        uint8_t* stopped = M == Mask::stored ? stopped_at(a, first + repeat * repeat_stride(a)) : nullptr;
         for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
           const vec<A> x = load(input + i, part);
-          const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
+          vec<A> grad;
+          if constexpr (M == Mask::stored)
+            grad = gradient(grads + i, *bits_at<A>(stopped, begin + i), part);
+          else
+            grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
           if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + i, grad, part);
           sum[chain] += grad;
           products[chain] += zero_rest<A>(grad * (x - mean), part);
@@ -181,16 +191,23 @@ struct NormRuns {
     const vec_mask<A> varies = statistics_mask(a);
     const T *input = a.input + at, *grads = gradients + at;
     const T* residual = M == Mask::clamp_of_sum ? a.residual + at : nullptr;
-    T* output = a.output + at;
+    T *output = a.output + at, *grad_residual = M == Mask::stored ? a.grad_residual + at : nullptr;
+    uint8_t* stopped = M == Mask::stored ? stopped_at(a, at) : nullptr;
     const int64_t ahead = next_group(a);
     for_each_vector<A>(a.pixels, [&](int64_t i, auto part) {
       if (Fetches) {
         prefetch(input + i + ahead);
         prefetch(a.grad_output + at + i + ahead);
-        if (a.residual) prefetch(a.residual + at + i + ahead);
+        if (M != Mask::stored && a.residual) prefetch(a.residual + at + i + ahead);
       }
       const vec<A> x = load(input + i, part);
-      const vec<A> grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
+      vec<A> grad;
+      if constexpr (M == Mask::stored) {
+        grad = gradient(grads + i, *bits_at<A>(stopped, i), part);
+        store_output<Streams>(grad_residual + i, grad, part);
+      } else {
+        grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
+      }
       const vec<A> deviation = varies ? x - mean : vec<A>{};
       store_output<Streams>(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
     });

@@ -211,6 +211,31 @@ CONVLAB_INLINE V maximum(V a, V b) {
   return a != a ? a : (b > a ? b : (b != b ? b : a));
 }
 // `Bounds` on every lane.
+// One bit per lane of a mask, and back.
+template <class A>
+using lane_bits = std::conditional_t<(lanes<A> > 8), uint16_t, uint8_t>;
+template <class A>
+CONVLAB_INLINE lane_bits<A> bits_of(vec_mask<A> mask) {
+  constexpr bool is_float = sizeof(A) == 4;
+#if defined(CONVLAB_AVX512)
+  if constexpr (is_float) return static_cast<lane_bits<A>>(_mm512_movepi32_mask((__m512i)mask));
+  if constexpr (!is_float) return static_cast<lane_bits<A>>(_mm512_movepi64_mask((__m512i)mask));
+#elif defined(CONVLAB_AVX2)
+  if constexpr (is_float) return static_cast<lane_bits<A>>(_mm256_movemask_ps((__m256)mask));
+  if constexpr (!is_float) return static_cast<lane_bits<A>>(_mm256_movemask_pd((__m256d)mask));
+#else
+  int bits = 0;
+  for (int lane = 0; lane < lanes<A>; ++lane) bits |= (mask[lane] & 1) << lane;
+  return static_cast<lane_bits<A>>(bits);
+#endif
+}
+template <class A>
+CONVLAB_INLINE vec_mask<A> mask_of(lane_bits<A> bits) {
+  vec_mask<A> bit;
+  CONVLAB_UNROLL for (int lane = 0; lane < lanes<A>; ++lane) bit[lane] = 1 << lane;
+  return ((vec_mask<A>{} + bits) & bit) != 0;
+}
+
 template <class A>
 struct VectorBounds {
   vec<A> lower, upper;

@@ -2,6 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include "../cpu/norm_kernels.h"
+#include "cuda.h"
 #include "normalization_run.h"
 
 namespace convlab {
@@ -24,20 +26,42 @@ NormProblem batch_norm_problem(const Tensor& input, const Clamp& clamp, bool sta
   return problem;
 }
 
-}  // namespace
-
-NormResult batch_norm_train_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                 const OptionalTensor& residual, Bound, Bound, double) {
-  check_batch_norm_train(input, weight, bias, residual);
-  const SymInt size[] = {input.sym_size(1)};
-  return {empty_like_input(input), empty_statistics(input, size), empty_statistics(input, size)};
+// Bytes of `stopped`: of all runs of neighbouring elements, as the kernels see them.
+SymInt stopped_size(const Tensor& input) {
+  int lanes = 0;
+  dispatch_dtype(input.scalar_type(), "batch_norm",
+                 [&](auto type) { lanes = cpu::norm_kernels<decltype(type)>().lanes; });
+  const SymInt channels = input.sym_size(1), batch = input.sym_size(0);
+  SymInt pixels = 1;
+  for (int64_t axis = 2; axis < input.dim(); ++axis) pixels = pixels * input.sym_size(axis);
+  if (pixels == 1 || layout_of(with_height(input)) == Layout::channels_last)
+    return batch * pixels * cpu::stopped_bytes(channels, lanes);
+  return batch * channels * cpu::stopped_bytes(pixels, lanes);
 }
 
-NormResult batch_norm_train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, Bound lower, Bound upper, double eps) {
-  const NormResult result = batch_norm_train_meta(input, weight, bias, residual, lower, upper, eps);
+Tensor empty_stopped(const Tensor& input, bool wanted) {
+  const auto options = input.options().dtype(at::kByte);
+  if (!wanted || input.is_cuda() || cuda::emulating()) return at::empty({0}, options);
+  const SymInt size = stopped_size(input);
+  if (const auto bytes = size.maybe_as_int()) return empty_result({*bytes}, options);
+  return at::empty_symint({size}, options);
+}
+
+}  // namespace
+
+BatchNormResult batch_norm_train_meta(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const OptionalTensor& residual, Bound lower, Bound upper, double, bool mark) {
+  check_batch_norm_train(input, weight, bias, residual);
+  const SymInt size[] = {input.sym_size(1)};
+  return {empty_like_input(input), empty_statistics(input, size), empty_statistics(input, size),
+          empty_stopped(input, mark && given(residual) && Clamp(lower, upper).cuts())};
+}
+
+BatchNormResult batch_norm_train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& residual, Bound lower, Bound upper, double eps, bool mark) {
+  const BatchNormResult result = batch_norm_train_meta(input, weight, bias, residual, lower, upper, eps, mark);
   NormTensors tensors = forward_tensors(input, weight, bias, residual);
-  std::tie(tensors.output, tensors.mean, tensors.variance) = result;
+  std::tie(tensors.output, tensors.mean, tensors.variance, tensors.stopped) = result;
   run_normalization(batch_norm_problem(input, {lower, upper}, true, eps), tensors, NormPass::forward);
   return result;
 }
@@ -77,21 +101,24 @@ Tensor batch_norm_eval(const Tensor& input, const OptionalTensor& weight, const 
 
 NormGradients batch_norm_backward_meta(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                        const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
-                                       const OptionalTensor& residual, Bound lower, Bound upper, bool, double) {
+                                       const OptionalTensor& residual, Bound lower, Bound upper, bool, double,
+                                       const OptionalTensor& stopped) {
   check_batch_norm(input, weight, bias, residual);
   check_backward(grad_output, input, mean, variance, input.sym_size(1));
+  if (given(stopped) && stopped->sym_numel() != 0) check_stopped(*stopped, stopped_size(input), residual);
   return empty_gradients(input, empty_like_input(input), weight, bias,
                          Clamp(lower, upper).cuts() ? residual : std::nullopt);
 }
 
 NormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                   const OptionalTensor& bias, const Tensor& mean, const Tensor& variance,
-                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps) {
-  const auto gradients =
-      batch_norm_backward_meta(grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps);
-  run_normalization(batch_norm_problem(input, {lower, upper}, train, eps),
-                    backward_tensors(grad_output, input, weight, bias, mean, variance, residual, gradients),
-                    NormPass::backward);
+                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps,
+                                  const OptionalTensor& stopped) {
+  const auto gradients = batch_norm_backward_meta(grad_output, input, weight, bias, mean, variance, residual, lower,
+                                                  upper, train, eps, stopped);
+  NormTensors tensors = backward_tensors(grad_output, input, weight, bias, mean, variance, residual, gradients);
+  if (given(stopped)) tensors.stopped = *stopped;
+  run_normalization(batch_norm_problem(input, {lower, upper}, train, eps), tensors, NormPass::backward);
   return gradients;
 }
 

@@ -21,8 +21,8 @@ NormResult group_norm_outputs(const Tensor& input, const SymInt& groups) {
 NormResult layer_norm_outputs(const Tensor& input, size_t normalized) {
   std::vector<SymInt> size = input.sym_sizes().vec();
   std::fill(size.end() - static_cast<int64_t>(normalized), size.end(), SymInt(1));
-  return {empty_result_like(input, at::MemoryFormat::Contiguous),
-          empty_statistics(input, size), empty_statistics(input, size)};
+  return {empty_result_like(input, at::MemoryFormat::Contiguous), empty_statistics(input, size),
+          empty_statistics(input, size)};
 }
 
 NormProblem group_norm_problem(const Tensor& input, int64_t groups, double eps) {
@@ -157,8 +157,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_meta(const Tensor& grad_output, con
   check_layer_norm(input, weight, std::nullopt, normalized_shape);
   check_twin("grad_output", grad_output, input);
   check_vector("mean_square", mean_square, input, rows_of(input, normalized_shape.size()));
-  return {empty_result_like(input, at::MemoryFormat::Contiguous),
-          empty_gradient(weight, input)};
+  return {empty_result_like(input, at::MemoryFormat::Contiguous), empty_gradient(weight, input)};
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_output, const Tensor& input,

@@ -12,10 +12,14 @@ using OptionalTensor = std::optional<at::Tensor>;
 using NormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using NormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-NormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, Bound lower, Bound upper, double eps);
-NormResult batch_norm_train_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                 const OptionalTensor& residual, Bound lower, Bound upper, double eps);
+// Output, mean, biased variance, and `stopped`: with residual and clamp and if asked for, the bits of where gradients
+// end at the clamp, in an order of the kernels' own; else nothing, as on CUDA. They save batch_norm_backward the
+// residual.
+using BatchNormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+BatchNormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& residual, Bound lower, Bound upper, double eps, bool mark);
+BatchNormResult batch_norm_train_meta(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const OptionalTensor& residual, Bound lower, Bound upper, double eps, bool mark);
 
 // Mean and biased variance of every channel; zeros for an empty batch.
 std::tuple<at::Tensor, at::Tensor> batch_norm_statistics(const at::Tensor& input);
@@ -30,11 +34,12 @@ at::Tensor batch_norm_eval_meta(const at::Tensor& input, const OptionalTensor& w
 
 NormGradients batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
                                   const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
-                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps);
+                                  const OptionalTensor& residual, Bound lower, Bound upper, bool train, double eps,
+                                  const OptionalTensor& stopped);
 NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
                                        const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& mean,
                                        const at::Tensor& variance, const OptionalTensor& residual, Bound lower,
-                                       Bound upper, bool train, double eps);
+                                       Bound upper, bool train, double eps, const OptionalTensor& stopped);
 
 // Gradients of grad_output, input and weight of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, d(residual)>, in
 // training; on the CPU alone.

@@ -112,6 +112,7 @@ void run_on_cpu(const NormProblem& problem, const NormTensors& tensors, NormPass
   a.v_residual = tensors.v_residual.defined() ? const_data<T>(tensors.v_residual) : nullptr;
   a.v_weight = tensors.v_weight.defined() ? const_data<A>(tensors.v_weight) : nullptr;
   a.v_bias = tensors.v_bias.defined() ? const_data<A>(tensors.v_bias) : nullptr;
+  a.stopped = data_or_null<uint8_t>(tensors.stopped);
   a.grad_grad_output = data_or_null<T>(tensors.grad_grad_output);
 
   const auto kernels = cpu::norm_kernels<T>();

@@ -37,6 +37,7 @@ struct NormTensors {
   at::Tensor mean, variance;                        // in the accumulation type
   at::Tensor v, v_residual, v_weight, v_bias;       // double backward: directions, may be undefined
   at::Tensor grad_grad_output;
+  at::Tensor stopped;  // of batch norm; undefined or empty if there is none
 };
 
 // `vector` in the type and layout in which kernels read it; undefined if it is absent.

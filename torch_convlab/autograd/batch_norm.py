@@ -1,7 +1,9 @@
 """Batch normalization: the operators and their gradient, each with every further derivative.
 
-The training operator returns ``(output, mean, variance)``; the statistics are for its backward and for running
-averages and carry no gradient. The formulas are in `_normalization_formulas`.
+The training operator returns ``(output, mean, variance, stopped)``. The statistics are for its backward and for running
+averages, ``stopped`` for its backward alone: where gradients end at the clamp, in bits (if ``mark`` and there is a
+residual, which the backward then need not read; else empty). They carry no gradient. The formulas are in
+`_normalization_formulas`.
 """
 
 from __future__ import annotations
@@ -69,30 +71,31 @@ class BatchNormTrain(Function):
     """
 
     @staticmethod
-    def forward(input, weight, bias, residual, lower, upper, eps):
-        return _batch_norm_train(input, weight, bias, residual, lower, upper, eps)
+    def forward(input, weight, bias, residual, lower, upper, eps, mark):
+        return _batch_norm_train(input, weight, bias, residual, lower, upper, eps, mark)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, bias, residual, ctx.lower, ctx.upper, ctx.eps = inputs
-        _, mean, variance = output
-        ctx.mark_non_differentiable(mean, variance)
+        input, weight, bias, residual, ctx.lower, ctx.upper, ctx.eps, _mark = inputs
+        _, mean, variance, stopped = output
+        ctx.mark_non_differentiable(mean, variance, stopped)
         ctx.set_materialize_grads(False)
         saved = input, weight, bias, mean, variance, residual if _clamps(ctx) else None
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(*saved, stopped)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx, grad_output, *_):
         if grad_output is None:
-            return (None,) * 7
-        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.lower, ctx.upper, True, ctx.eps)
-        return (*_wanted(ctx, gradients, grad_output, 3), None, None, None)
+            return (None,) * 8
+        *saved, stopped = ctx.saved_tensors
+        gradients = batch_norm_backward(grad_output, *saved, ctx.lower, ctx.upper, True, ctx.eps, stopped)
+        return (*_wanted(ctx, gradients, grad_output, 3), None, None, None, None)
 
     @staticmethod
     def jvp(ctx, input_tangent, weight_tangent, bias_tangent, residual_tangent, *_):
         tangents = input_tangent, weight_tangent, bias_tangent, residual_tangent
-        return _batch_tangent(ctx, True, ctx.saved_tensors, tangents), None, None
+        return _batch_tangent(ctx, True, ctx.saved_tensors, tangents), None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
@@ -126,7 +129,7 @@ class BatchNormEval(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.lower, ctx.upper, False, ctx.eps)
+        gradients = batch_norm_backward(grad_output, *ctx.saved_tensors, ctx.lower, ctx.upper, False, ctx.eps, None)
         grad_input, grad_weight, grad_bias, grad_residual = _wanted(ctx, gradients, grad_output, 5)
         return grad_input, grad_weight, grad_bias, None, None, grad_residual, None, None, None
 
@@ -162,14 +165,14 @@ class BatchNormBackward(Function):
     """
 
     @staticmethod
-    def forward(grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps):
+    def forward(grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps, stopped):
         return _batch_norm_backward(
-            grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps
+            grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps, stopped
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.lower, ctx.upper, ctx.train, ctx.eps = inputs
+        *tensors, ctx.lower, ctx.upper, ctx.train, ctx.eps, _stopped = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -193,7 +196,7 @@ class BatchNormBackward(Function):
             grad_grad, grad_input, grad_weight = _batch_norm_double_backward(
                 *along, *saved, ctx.lower, ctx.upper, ctx.eps
             )
-            return grad_grad, grad_input, None if weight is None else grad_weight, *(None,) * 8
+            return grad_grad, grad_input, None if weight is None else grad_weight, *(None,) * 9
         view, mask, norm, grad = BatchNormBackward._parts(ctx)
         grad_grad, grad_input, grad_weight = norm.double_backward(
             grad,
@@ -205,7 +208,7 @@ class BatchNormBackward(Function):
         if _clamps(ctx) and residual is not None:
             grad_grad = add(grad_grad, computing(v_residual))
         grad_grad = _masked(grad_grad, mask).to(grad_output.dtype)
-        return grad_grad, grad_input.to(input.dtype), view.sum(grad_weight, weight), *(None,) * 8
+        return grad_grad, grad_input.to(input.dtype), view.sum(grad_weight, weight), *(None,) * 9
 
     @staticmethod
     def jvp(ctx, grad_tangent, input_tangent, weight_tangent, *_):

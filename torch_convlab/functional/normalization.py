@@ -76,7 +76,9 @@ def batch_norm_fused(
         if running_mean is None:
             raise RuntimeError("running_mean must be defined in evaluation mode")
         return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, *clamp.bounds, float(eps))
-    output, mean, variance = ops.batch_norm_train(input, weight, bias, residual, *clamp.bounds, float(eps))
+    # Worth it where a backward follows; the kernels of CUDA have none.
+    mark = residual is not None and input.device.type == "cpu" and torch.is_grad_enabled()
+    output, mean, variance, _ = ops.batch_norm_train(input, weight, bias, residual, *clamp.bounds, float(eps), mark)
     note(output, input, weight, bias, mean, variance, residual, *clamp.bounds, float(eps))
     if running_mean is not None and input.numel() > 0:
         update_running(running_mean, running_var, mean, variance, input.numel() // input.shape[1], momentum)
@@ -113,7 +115,7 @@ def instance_norm(
         if vector is not None and vector.numel() != input.shape[1]:
             raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {vector.numel()}")
     if input.numel() == 0:  # of no channels or no samples
-        return ops.batch_norm_train(input, weight, bias, None, None, None, float(eps))[0]
+        return ops.batch_norm_train(input, weight, bias, None, None, None, float(eps), False)[0]
     output, mean, variance = ops.group_norm(input, weight, bias, input.shape[1], float(eps))
     if running_mean is not None:
         update_running(running_mean, running_var, mean.mean(0), variance.mean(0), pixels, momentum)
