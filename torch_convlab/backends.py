@@ -58,14 +58,14 @@ def flags(
 
 @contextlib.contextmanager
 def _flags(wanted: dict):
-    before = {name: getattr(_module, name) for name in wanted}
+    before, reused = _C.settings(), _C.reuses_memory()
     try:
         for name, value in wanted.items():
             setattr(_module, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(_module, name, value)
+        _C.set_settings(*before)
+        _C.set_reuses_memory(reused)
 
 
 def tuned() -> dict[str, tuple[str, dict[str, float]]]:

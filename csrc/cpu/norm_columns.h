@@ -5,7 +5,8 @@
 // through each thread's blocks backwards, starting with those still in cache.
 // A backward under clamp and residual reads the mask's bits that the forward pass left; without them, its first pass
 // writes the residual's gradient, which is all the second needs of gradient, residual and mask. Cost: two reads and one
-// write forward, four and one (with a residual two) backward, less what the caches hold. Limits: below a vector's width of channels most lanes are idle.
+// write forward, four and one (with a residual two) backward, less what the caches hold. Limits: below a vector's width
+// of channels most lanes are idle.
 #pragma once
 #include "moments.h"
 

@@ -4,9 +4,9 @@
 // cache. In a batch norm the group is one channel in all samples. While it computes, the second pass fetches the next
 // group, so that memory is read and written at the same time.
 // Cost: forward one read and one write of memory if a group fits the L2 cache; backward two reads and one write, with
-// clamp and residual two and two if the forward pass left the mask's bits. Else three and two: the first pass writes the
-// residual's gradient, which is all the second needs of gradient, residual and mask.
-// Limits: parallel over samples x groups only, so a batch norm of few channels leaves threads idle.
+// clamp and residual two and two if the forward pass left the mask's bits. Else three and two: the first pass writes
+// the residual's gradient, which is all the second needs of gradient, residual and mask. Limits: parallel over samples
+// x groups only, so a batch norm of few channels leaves threads idle.
 #pragma once
 #include "moments.h"
 
