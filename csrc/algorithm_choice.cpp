@@ -25,13 +25,13 @@ std::string because(bool in_words, const Parts&... parts) {
 }
 
 std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
-  if (g.kernel[0] != 1 || g.kernel[1] != 3 || g.kernel[2] != 3 || g.input[0] != 1)
-    return because(in_words, "winograd needs a 2-D 3x3 kernel, but the kernel is ", g.kernel, " on an input of ",
-                   g.input);
-  for (int axis = 0; axis < kMaxSpatial; ++axis)
-    if (g.dilation[axis] != 1) return because(in_words, "winograd needs dilation 1, but dilation is ", g.dilation);
-  if (g.stride[0] != 1 || g.stride[1] != g.stride[2] || g.stride[1] > 2)
-    return because(in_words, "winograd needs stride 1 or 2 along both axes, but stride is ", g.stride);
+  if (g.kernel[1] != 3 || g.kernel[2] != 3)
+    return because(in_words, "winograd needs a kernel of 3x3 along the last two axes, but the kernel is ", g.kernel);
+  for (int axis = 1; axis < kMaxSpatial; ++axis)
+    if (g.dilation[axis] != 1)
+      return because(in_words, "winograd needs dilation 1 along the last two axes, but dilation is ", g.dilation);
+  if (g.stride[1] != g.stride[2] || g.stride[1] > 2)
+    return because(in_words, "winograd needs stride 1 or 2 along both of the last two axes, but stride is ", g.stride);
   return {};
 }
 
@@ -106,14 +106,17 @@ double winograd_cost(const ConvProblem& problem) {
     const int64_t outputs = forward ? size : (size + 1) / 2;
     return 2 * outputs + (outputs + 3) / 4;
   };
-  const double tiles = static_cast<double>(g.batch * rows(written[1]) * rows(written[2])) / points;
-  const double read = static_cast<double>(read_channels);
-  const double c = in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
+  const bool weight = problem.pass == Pass::backward_weight;
+  const double tiles = static_cast<double>(g.batch * written[0] * rows(written[1]) * rows(written[2])) / points;
+  // Each tap along z reads channels of its own.
+  const auto slices = static_cast<double>(g.kernel[0]);
+  const double read = slices * static_cast<double>(read_channels);
+  const double c = slices * in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
   // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
-  const double rounds = problem.pass == Pass::backward_weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
+  const double rounds = weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
   // The products of groups of one vector are too small to be fast.
-  const double narrow = g.groups > 1 && k <= 16 && problem.pass != Pass::backward_weight ? 2.5 : 1;
+  const double narrow = g.groups > 1 && k <= 16 && !weight ? 2.5 : 1;
   return narrow * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
 }
 

@@ -37,6 +37,9 @@ std::string winograd_refusal(const ConvProblem& problem) {
   if (problem.dtype == Dtype::float64) return "winograd needs tensor cores on CUDA, which it does not use in float64";
   if (problem.dtype != Dtype::float32)
     return "winograd has no kernel for 16 bits on CUDA: its transforms would take longer than the products they save";
+  if (g.kernel[0] != 1 || g.input[0] != 1 || g.output[0] != 1)
+    return "winograd needs a 2-D kernel and input on CUDA, but they are of " + std::to_string(g.kernel[0]) + " and " +
+           std::to_string(g.input[0]) + " slices";
   if (g.stride[1] != 1) return "winograd needs stride 1 on CUDA, but stride is " + std::to_string(g.stride[1]);
   if (points * g.groups > kMostBlocks)
     return "winograd has at most " + std::to_string(kMostBlocks / points) + " groups on CUDA, but there are " +

@@ -178,6 +178,18 @@ THREE_DIMENSIONS = (
     ConvCase("3d_stride_1_2_2", (1, 8, 5, 14, 14), 16, 3, stride=(1, 2, 2), padding=1),
     ConvCase("3d_patch_stride_is_kernel", (2, 3, 4, 16, 16), 24, (2, 4, 4), stride=(2, 4, 4), bias=True),
     ConvCase("3d_asymmetric", (2, 5, 6, 9, 8), 7, (2, 1, 3), stride=(1, 3, 2), padding=(1, 0, 2), dilation=(2, 1, 2)),
+    ConvCase(
+        "3d_stride_2_dilation_2_along_z",
+        (2, 10, 6, 13, 7),
+        12,
+        (2, 3, 3),
+        stride=(2, 1, 1),
+        padding=(1, 0, 1),
+        dilation=(2, 1, 1),
+        groups=2,
+    ),
+    ConvCase("3d_deep_kernel_stride_1_2_2", (1, 20, 4, 11, 12), 17, (5, 3, 3), stride=(1, 2, 2), padding=(2, 1, 1)),
+    ConvCase("3d_slices_of_padding", (1, 6, 3, 5, 5), 8, (1, 3, 3), padding=1),
     ConvCase("3d_depthwise", (1, 17, 5, 8, 8), 17, 3, padding=1, groups=17),
     ConvCase("3d_factorised_1x3x3", (1, 16, 4, 10, 10), 16, (1, 3, 3), padding=(0, 1, 1)),
 )

@@ -1,5 +1,5 @@
-// Winograd convolution of 3x3 layers, every dtype and layout: F(4x4, 3x3) with stride 1 and F(4x4, 2x2) of the input's
-// phases with stride 2, all passes.
+// Winograd convolution of layers with 3x3 taps along the last two axes, every dtype and layout: F(4x4, 3x3) with stride
+// 1 and F(4x4, 2x2) of the input's phases with stride 2, all passes.
 //
 // Four outputs of a line of a 3-tap filter take 6 multiplications instead of 12, so a tile of 4x4 outputs takes 36
 // instead of 144; with stride 2 it takes 81. References are in ../winograd_matrices.h, ideas, costs and limits in the

@@ -7,6 +7,8 @@
 // 6 x 6 matrices of weights, M[row][column]; transform back. Weights are transformed once per call,
 // U[panel][point][channel][column]. NCHW tensors go through a strip buffer in NHWC order per row of tiles. Backward
 // input is the same with rotated weights, the roles of the channels exchanged.
+// In 3-D, each written slice is an image of its own, whose read channels are those of all the slices that its taps
+// along z read, zeros outside the tensor: a row of V has [tap along z][channel], and so has U.
 // Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
 // counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
 // transforms some channels of it, and multiplies all tiles with them while they are in cache.
@@ -17,10 +19,23 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// One image of NC(D)HW -> [y][x][channel]: `lines` lines of `columns` pixels from (y, x) on, zeros outside the image.
+// The slice that slice z of the written tensor (of grad_output, in backward weight) reads through a tap along z; -1 if
+// none.
+inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t tap) {
+  if (pass != Pass::backward_input) {
+    const int64_t slice = z * g.stride[0] - g.padding[0] + tap * g.dilation[0];
+    return slice >= 0 && slice < g.input[0] ? slice : -1;
+  }
+  const int64_t distance = z + g.padding[0] - tap * g.dilation[0];
+  return distance >= 0 && distance % g.stride[0] == 0 && distance / g.stride[0] < g.output[0] ? distance / g.stride[0]
+                                                                                              : -1;
+}
+
+// One slice of NC(D)HW -> [y][x][channel]: `lines` lines of `columns` pixels from (y, x) on, zeros outside the slice.
+// `plane`: from channel to channel.
 template <class T>
-void fill_strip(const T* image, int64_t channels, int64_t height, int64_t width, int64_t y, int64_t x, int64_t lines,
-                int64_t columns, int64_t stride, accumulate_t<T>* strip) {
+void fill_strip(const T* image, int64_t channels, int64_t plane, int64_t height, int64_t width, int64_t y, int64_t x,
+                int64_t lines, int64_t columns, int64_t stride, accumulate_t<T>* strip) {
   using A = accumulate_t<T>;
   const int64_t begin = std::clamp<int64_t>(-x, 0, columns), end = std::clamp<int64_t>(width - x, begin, columns);
   for (int64_t i = 0; i < lines; ++i) {
@@ -30,8 +45,8 @@ void fill_strip(const T* image, int64_t channels, int64_t height, int64_t width,
     std::fill(line, line + from * stride, A(0));
     std::fill(line + to * stride, line + columns * stride, A(0));
     for (int64_t c = 0; from < to && c < channels; c += lanes<A>)
-      transpose_matrix(image + (c * height + y + i) * width + x + from, height * width,
-                       std::min<int64_t>(lanes<A>, channels - c), to - from, line + from * stride + c, stride);
+      transpose_matrix(image + c * plane + (y + i) * width + x + from, plane, std::min<int64_t>(lanes<A>, channels - c),
+                       to - from, line + from * stride + c, stride);
   }
 }
 
@@ -50,8 +65,8 @@ class WinogradBlocks {
   ConvPlan plan() const {
     const int64_t groups = t_.geometry.groups;
     ConvPlan plan;
-    plan.prepare_tasks = few_tiles_ ? groups * t_.geometry.batch * tiles_[0]
-                                    : groups * panels_ * divide_up(t_.read_channels, kPreparedChannels);
+    plan.prepare_tasks =
+        few_tiles_ ? groups * images_ * tiles_[0] : groups * panels_ * divide_up(depth_, kPreparedChannels);
     plan.packs_weight = !few_tiles_;
     plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
     plan.shared_bytes = groups * (few_tiles_ ? input_size() : group_weights_) * static_cast<int64_t>(sizeof(A));
@@ -65,7 +80,7 @@ class WinogradBlocks {
     Carver carver(scratch);
     const Scratch s = carve(carver);
     if (few_tiles_) {  // one row of tiles
-      const int64_t rows = t_.geometry.batch * tiles_[0], row = task % rows, group = task / rows;
+      const int64_t rows = images_ * tiles_[0], row = task % rows, group = task / rows;
       for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
         strip.tile = row * tiles_[1];
         kernel().transform_input(group, {0, all_tiles_}, strip,
@@ -73,11 +88,11 @@ class WinogradBlocks {
       });
       return;
     }
-    const int64_t channel_blocks = divide_up(t_.read_channels, kPreparedChannels);
+    const int64_t channel_blocks = divide_up(depth_, kPreparedChannels);
     const int64_t begin = task % channel_blocks * kPreparedChannels, panel = task / channel_blocks % panels_;
     const int64_t group = task / channel_blocks / panels_;
-    const int64_t end = std::min(t_.read_channels, begin + kPreparedChannels);
-    transform_weights(group, panel, begin, end, point_stride(t_.read_channels),
+    const int64_t end = std::min(depth_, begin + kPreparedChannels);
+    transform_weights(group, panel, begin, end, point_stride(depth_),
                       weights(group, panel) + begin * panel_width<A>(t_.written_channels, panel), s);
   }
 
@@ -88,8 +103,8 @@ class WinogradBlocks {
     if (few_tiles_) {
       const Block block = {0, all_tiles_};
       const A* input = static_cast<const A*>(arguments_.shared) + group * input_size();
-      for (int64_t begin = 0; begin < t_.read_channels; begin += chunk_) {
-        const int64_t end = std::min(t_.read_channels, begin + chunk_);
+      for (int64_t begin = 0; begin < depth_; begin += chunk_) {
+        const int64_t end = std::min(depth_, begin + chunk_);
         transform_weights(group, part, begin, end, point_stride(chunk_), s.weights, s);
         kernel().multiply(part, block, input + begin, s.weights, point_stride(chunk_), end - begin, begin > 0, s);
       }
@@ -101,9 +116,9 @@ class WinogradBlocks {
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int width = panel_width<A>(t_.written_channels, panel);
-      for (int64_t c = 0; c < t_.read_channels; c += chunk_)
-        kernel().multiply(panel, block, s.input + c, weights(group, panel) + c * width, point_stride(t_.read_channels),
-                          std::min(chunk_, t_.read_channels - c), c > 0, s);
+      for (int64_t c = 0; c < depth_; c += chunk_)
+        kernel().multiply(panel, block, s.input + c, weights(group, panel) + c * width, point_stride(depth_),
+                          std::min(chunk_, depth_ - c), c > 0, s);
       write_panel(group, panel, block, s);
     }
   }
@@ -117,16 +132,19 @@ class WinogradBlocks {
       : arguments_(arguments), t_(arguments), last_(arguments.layout == Layout::channels_last), tile_size_(tile_size) {
     for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(t_.written_size[axis + 1], tile_size);
     panels_ = divide_up(t_.written_channels, kPanel<A>);
-    row_stride_ = round_up(t_.read_channels, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
-    all_tiles_ = t_.geometry.batch * tiles_[0] * tiles_[1];
+    images_ = t_.geometry.batch * t_.written_size[0];
+    depth_ = t_.geometry.kernel[0] * t_.read_channels;
+    row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
+    strip_stride_ = round_up(t_.read_channels, lanes<A>) + lanes<A>;
+    all_tiles_ = images_ * tiles_[0] * tiles_[1];
     const bool few = all_tiles_ <= Kernel::kFewTiles;
     few_tiles_ = few && t_.geometry.groups * panels_ >= arguments.threads;
     const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
     block_tiles_ =
         few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, Kernel::kBlockTiles);
     blocks_ = divide_up(all_tiles_, block_tiles_);
-    chunk_ = std::min(t_.read_channels, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
-    group_weights_ = panels_ * kPoints * point_stride(t_.read_channels);
+    chunk_ = std::min(depth_, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
+    group_weights_ = panels_ * kPoints * point_stride(depth_);
   }
 
   struct Scratch {
@@ -146,7 +164,7 @@ class WinogradBlocks {
   };
   // Tiles of a block that lie in one row of tiles of one image.
   struct Strip {
-    int64_t n, y, x;      // image, first written pixel
+    int64_t image, y, x;  // first written pixel
     int64_t tile, tiles;  // first in the block, and how many
   };
 
@@ -191,7 +209,10 @@ class WinogradBlocks {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_, few_tiles_;
-  int64_t tile_size_, tiles_[2], panels_, row_stride_, all_tiles_, block_tiles_, blocks_, chunk_, group_weights_;
+  int64_t images_;                     // written slices
+  int64_t depth_;                      // read channels, of all taps along z
+  int64_t row_stride_, strip_stride_;  // of V and of the strip buffer
+  int64_t tile_size_, tiles_[2], panels_, all_tiles_, block_tiles_, blocks_, chunk_, group_weights_;
 
  private:
   const Kernel& kernel() const { return static_cast<const Kernel&>(*this); }
@@ -212,8 +233,7 @@ class WinogradBlocks {
   static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
 
   A* weights(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.shared) + group * group_weights_ +
-           panel * kPoints * point_stride(t_.read_channels);
+    return static_cast<A*>(arguments_.shared) + group * group_weights_ + panel * kPoints * point_stride(depth_);
   }
 
   template <class Visit>
@@ -231,14 +251,17 @@ class WinogradBlocks {
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
   }
 
-  // G w G^T of the channels begin..end of one panel, to target + point*point_stride + (channel-begin)*width.
+  // G w G^T of the channels begin..end, of all taps along z, of one panel, to
+  // target + point*point_stride + (channel-begin)*width.
   void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride, A* target,
                          const Scratch& s) const {
     const int width = panel_width<A>(t_.written_channels, panel);
-    for (int64_t block = begin; block < end; block += kPreparedChannels)
+    for (int64_t block = begin, channels; block < end; block += channels) {
+      const int64_t slice = block / t_.read_channels, channel = block % t_.read_channels;
+      channels = std::min({kPreparedChannels, end - block, t_.read_channels - channel});
       for (int lane = 0; lane < width; lane += lanes<A>) {
-        const int64_t first = panel * kPanel<A> + lane, channels = std::min(kPreparedChannels, end - block);
-        load_filters(group, block, channels, first, std::min<int64_t>(lanes<A>, t_.written_channels - first),
+        const int64_t first = panel * kPanel<A> + lane;
+        load_filters(group, slice, channel, channels, first, std::min<int64_t>(lanes<A>, t_.written_channels - first),
                      s.filters);
         for (int64_t c = 0; c < channels; ++c) {
           vec<A> w[R * R], half[N * R];
@@ -257,12 +280,15 @@ class WinogradBlocks {
           }
         }
       }
+    }
   }
 
-  // The taps between read channels block.. and the written channels first.., as [channel][tap][lane].
-  void load_filters(int64_t group, int64_t block, int64_t channels, int64_t first, int64_t count, A* filters) const {
+  // The taps of one slice between read channels channel.. and the written channels first.., as [channel][tap][lane].
+  void load_filters(int64_t group, int64_t slice, int64_t channel, int64_t channels, int64_t first, int64_t count,
+                    A* filters) const {
     constexpr int taps = R * R;
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, block, first);
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel, first) +
+                      slice * taps * arguments_.weight_stride_tap;
     const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
     const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
     if (tap_stride == 1 && channel_stride == taps) {

@@ -40,7 +40,7 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
   }
 
  private:
-  using Base::block_tiles_, Base::last_, Base::row_stride_, Base::t_, Base::tile_size_;
+  using Base::block_tiles_, Base::last_, Base::row_stride_, Base::strip_stride_, Base::t_, Base::tile_size_;
   using typename Base::Block, typename Base::Scratch, typename Base::Strip;
   using Rows = TileRows<R>;
   using Tile = typename Rows::Tile;
@@ -56,7 +56,8 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
   }
   int64_t strip_size(int64_t tiles) const {
     constexpr int64_t read = (R == 3 ? 1 : 2) * M;  // pixels from tile to tile, at most
-    return std::max((read * tiles + R - 1) * (read + R - 1) * row_stride_, tiles * kPairs * M * kPairs * M * kPanel<A>);
+    return std::max((read * tiles + R - 1) * (read + R - 1) * strip_stride_,
+                    tiles * kPairs * M * kPairs * M * kPanel<A>);
   }
   typename Rows::Strip rows_at(Block block, const Strip& strip) const {
     return tile_rows_.strip_at(block.begin, block.begin + strip.tile, block_tiles_);
@@ -76,24 +77,37 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
     const int64_t y = strip.y / tile_size_ * step + first_[0], x = strip.x / tile_size_ * step + first_[1];
     const int64_t height = t_.read_size[1], width = t_.read_size[2], channels = t_.read_channels;
     const auto rows = rows_at(block, strip);
-    const auto transform_tiles = [&](auto source) {
-      for (int64_t tile = 0; tile < strip.tiles; ++tile, source.advance(step))
-        transform_input_tile<A, R, Step>(tile_rows_.tile_at(rows, tile), source, middle_, [&](int64_t channel) {
-          return [to = input + channel, stride = row_stride_](int64_t row) { return to + row * stride; };
-        });
-    };
-    if (last_) {
-      const int64_t stride = channels * t_.geometry.groups;
-      const T* image = t_.read + strip.n * height * width * stride + group * channels;
-      transform_tiles(
-          TileSource<T>{image + (y * width + x) * stride, width * stride, stride, y, height, x, width, channels});
-      return;
+    // The taps along z in their order: whole vectors are written, so the last of one may reach into the next.
+    for (int64_t tap = 0; tap < t_.geometry.kernel[0]; ++tap, input += channels) {
+      const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
+      const int64_t slice = read_slice(t_.geometry, t_.pass, z, tap);
+      const auto transform_tiles = [&](auto source) {
+        for (int64_t tile = 0; tile < strip.tiles; ++tile, source.advance(step))
+          transform_input_tile<A, R, Step>(tile_rows_.tile_at(rows, tile), source, middle_, [&](int64_t channel) {
+            return [to = input + channel, stride = row_stride_](int64_t row) { return to + row * stride; };
+          });
+      };
+      if (slice < 0) {
+        for (int64_t tile = 0; tile < strip.tiles; ++tile) clear_rows(tile_rows_.tile_at(rows, tile), input);
+      } else if (last_) {
+        const int64_t stride = channels * t_.geometry.groups;
+        const T* image = t_.read + (n * t_.read_size[0] + slice) * height * width * stride + group * channels;
+        transform_tiles(
+            TileSource<T>{image + (y * width + x) * stride, width * stride, stride, y, height, x, width, channels});
+      } else {
+        const int64_t lines = step + R - 1, columns = strip.tiles * step + R - 1, stride = strip_stride_;
+        const int64_t plane = t_.read_pixels();
+        const T* image = t_.read + (n * t_.geometry.groups + group) * channels * plane + slice * height * width;
+        fill_strip(image, channels, plane, height, width, y, x, lines, columns, stride, s.strip);
+        transform_tiles(
+            TileSource<A>{s.strip, columns * stride, stride, 0, lines, 0, columns, round_up(channels, lanes<A>)});
+      }
     }
-    const int64_t lines = step + R - 1, columns = strip.tiles * step + R - 1;
-    const T* image = t_.read + (strip.n * t_.geometry.groups + group) * channels * height * width;
-    fill_strip(image, channels, height, width, y, x, lines, columns, row_stride_, s.strip);
-    transform_tiles(
-        TileSource<A>{s.strip, columns * row_stride_, row_stride_, 0, lines, 0, columns, round_up(channels, lanes<A>)});
+  }
+
+  void clear_rows(const Tile& tile, A* input) const {
+    for (int i = 0; i < tile.lines(0); ++i)
+      for (int j = 0; j < tile.lines(1); ++j) std::fill_n(input + tile.row[i][j] * row_stride_, t_.read_channels, A(0));
   }
 
   // ---- products
@@ -122,7 +136,7 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
     const int64_t lines = std::min(tile_size_, height - strip.y);
     const auto rows = rows_at(block, strip);
     if (last_) {
-      T* image = t_.written + strip.n * height * width * stride + group * t_.written_channels + first;
+      T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
       for (int64_t tile = 0; tile < strip.tiles; ++tile) {
         const int64_t x = strip.x + tile * tile_size_;
         untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, columns, t_.epilogue,
@@ -136,10 +150,12 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
       untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, round_up(columns, lanes<A>), Epilogue<A>{},
                        s.strip + tile * tile_size_ * kPanel<A>, pitch * kPanel<A>, int64_t{kPanel<A>}, lines,
                        std::min(tile_size_, pixels - tile * tile_size_));
-    T* image = t_.written + (strip.n * stride + group * t_.written_channels + first) * height * width;
+    const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
+    const int64_t plane = t_.written_pixels();
+    T* image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
     for (int64_t i = 0; i < lines; ++i)
       this->store_lines(s.strip + i * pitch * kPanel<A>, pixels, columns, image + (strip.y + i) * width + strip.x,
-                        height * width);
+                        plane);
   }
 
   // The outputs of one tile, plus the bias, through the epilogue; writes `lines` x `pixels` of them.

@@ -6,6 +6,7 @@
 // Tiles come in rounds of at most kRoundTiles: the threads first transform the round's tiles of both tensors into
 // shared memory, then every block of sums (some input channels x a panel of filters, all 36 matrices) adds the round's
 // products to itself. A block belongs to one task, so there is no reduction: same bits for every number of threads.
+// In 3-D the slices of grad_output are images, and each tap along z has sums of its own, over the slices that it reads.
 // Cost: the forward pass's, and, per round, reading and writing the sums.
 // Memory: 4 x the weights for the sums if there are several rounds, and a round's rows x (input channels + filters).
 // Limits: as forward; each chain of additions covers at most kDepth rows of a round.
@@ -25,7 +26,8 @@ class WinogradWeight {
     channels_ = g_.in_channels_per_group();
     filters_ = g_.out_channels_per_group();
     for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(g_.output[axis + 1], M);
-    lines_ = g_.batch * tiles_[0];
+    slices_ = g_.kernel[0];
+    lines_ = g_.batch * g_.output[0] * tiles_[0];
     // A round is whole lines of tiles.
     round_lines_ = std::min(lines_, std::max<int64_t>(1, kRoundTiles / tiles_[1]));
     rounds_ = divide_up(lines_, round_lines_);
@@ -35,7 +37,8 @@ class WinogradWeight {
     panels_ = divide_up(filters_, kPanel<A>);
     // Large blocks read the transformed tensors less often; how they are cut does not change a sum.
     int64_t vectors = kBlockVectors;
-    while (vectors > 1 && g_.groups * divide_up(channel_blocks_, vectors) * panels_ < enough_tasks(arguments.threads))
+    while (vectors > 1 &&
+           g_.groups * slices_ * divide_up(channel_blocks_, vectors) * panels_ < enough_tasks(arguments.threads))
       vectors /= 2;
     block_channels_ = vectors * lanes<A>;
     blocks_ = divide_up(channel_blocks_, vectors);
@@ -44,8 +47,8 @@ class WinogradWeight {
   ConvPlan plan() const {
     ConvPlan plan;
     plan.rounds = rounds_;
-    plan.prepare_tasks = g_.groups * round_lines_ * 2;
-    plan.run_tasks = g_.groups * blocks_ * panels_;
+    plan.prepare_tasks = g_.groups * round_lines_ * (slices_ + 1);
+    plan.run_tasks = g_.groups * slices_ * blocks_ * panels_;
     Carver count(nullptr);
     carve_shared(count);
     plan.shared_bytes = count.used();
@@ -55,14 +58,15 @@ class WinogradWeight {
     return plan;
   }
 
-  // One line of tiles, of the input or of grad_output.
+  // One line of tiles, of the input through a tap along z or of grad_output.
   void prepare(void* scratch, int64_t task) const {
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    const int64_t line = arguments_.round * round_lines_ + task / 2 % round_lines_, group = task / 2 / round_lines_;
+    const int64_t part = task % (slices_ + 1), index = task / (slices_ + 1), group = index / round_lines_;
+    const int64_t line = arguments_.round * round_lines_ + index % round_lines_;
     if (line >= lines_) return;
-    if (task % 2 == 0)
-      transform_input(group, line, s);
+    if (part < slices_)
+      transform_input(group, part, line, s);
     else
       transform_gradient(group, line, s);
   }
@@ -76,7 +80,7 @@ class WinogradWeight {
     Carver carver(scratch);
     const Scratch s = carve(carver);
     A* sums = rounds_ == 1 ? s.sums : shared.sums + task * sums_size();
-    const A* input = shared.input + block.group * channel_blocks_ * pitch(lanes<A>);
+    const A* input = shared.input + (block.group * slices_ + block.slice) * channel_blocks_ * pitch(lanes<A>);
     const A* gradient = shared.gradient + (block.group * panels_ + block.panel) * pitch(kPanel<A>);
     const int64_t end = std::min(lines_, (arguments_.round + 1) * round_lines_) * tiles_[1];
     const A* row[kTileRows];
@@ -116,14 +120,14 @@ class WinogradWeight {
   static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps * kTaps, lanes<A>);
 
   struct Shared {
-    A* input;     // [group][channel/lanes][row][lane]
+    A* input;     // [group][tap along z][channel/lanes][row][lane]
     A* gradient;  // [group][panel][row][filter of the panel]
     A* sums;      // [task][matrix][channel of the block][filter of the panel]; unused with one round
   };
   Shared carve_shared(Carver& carver) const {
-    return {carver.take<A>(g_.groups * channel_blocks_ * pitch(lanes<A>)),
+    return {carver.take<A>(g_.groups * slices_ * channel_blocks_ * pitch(lanes<A>)),
             carver.take<A>(g_.groups * panels_ * pitch(kPanel<A>)),
-            carver.take<A>(rounds_ == 1 ? 0 : g_.groups * blocks_ * panels_ * sums_size())};
+            carver.take<A>(rounds_ == 1 ? 0 : g_.groups * slices_ * blocks_ * panels_ * sums_size())};
   }
   Shared carve_shared() const {
     Carver carver(arguments_.shared);
@@ -144,22 +148,24 @@ class WinogradWeight {
   // Elements between the rows of blocks of `width` channels or filters; off a power of two.
   int64_t pitch(int64_t width) const { return (Rows::kRows * room_ + 1) * width; }
 
-  // Some input channels and a panel of filters of one group.
+  // Some input channels and a panel of filters of one group, and a tap along z.
   struct Block {
-    int64_t group, panel, first_channel, channels;
+    int64_t group, slice, panel, first_channel, channels;
   };
   Block block_at(int64_t task) const {
-    const int64_t first = task / panels_ % blocks_ * block_channels_;
-    return {task / panels_ / blocks_, task % panels_, first, std::min(block_channels_, channels_ - first)};
+    const int64_t first = task / panels_ % blocks_ * block_channels_, outer = task / panels_ / blocks_;
+    return {outer / slices_, outer % slices_, task % panels_, first, std::min(block_channels_, channels_ - first)};
   }
 
   // ---- transforms of a line of tiles
 
-  void transform_input(int64_t group, int64_t line, const Scratch& s) const {
+  void transform_input(int64_t group, int64_t tap, int64_t line, const Scratch& s) const {
     constexpr int64_t step = kStep * M, middle[2] = {1, 1};
-    A* target = carve_shared().input + group * channel_blocks_ * pitch(lanes<A>);
+    A* target = carve_shared().input + (group * slices_ + tap) * channel_blocks_ * pitch(lanes<A>);
     const int64_t y = line % tiles_[0] * step - g_.padding[1], x = -g_.padding[2];
-    visit_tiles(arguments_.input, channels_, g_.input, group, line, y, x, step, s,
+    const int64_t slice = read_slice(g_, Pass::backward_weight, line / tiles_[0] % g_.output[0], tap);
+    if (slice < 0) return clear_rows(target, line);
+    visit_tiles(arguments_.input, channels_, g_.input, slice, group, line, y, x, step, s,
                 [&](const Tile& tile, const auto& source) {
                   transform_input_tile<A, R, kStep>(tile, source, middle, [&](int64_t channel) {
                     A* to = target + channel / lanes<A> * pitch(lanes<A>);
@@ -168,9 +174,21 @@ class WinogradWeight {
                 });
   }
 
+  void clear_rows(A* target, int64_t line) const {
+    const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
+    for (int64_t index = 0; index < tiles_[1]; ++index) {
+      const Tile tile = tile_rows_.tile_at(strip, index);
+      for (int64_t block = 0; block < channel_blocks_; ++block)
+        for (int i = 0; i < tile.lines(0); ++i)
+          for (int j = 0; j < tile.lines(1); ++j)
+            store(target + block * pitch(lanes<A>) + tile.row[i][j] * lanes<A>, vec<A>{});
+    }
+  }
+
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
-    visit_tiles(arguments_.output, filters_, g_.output, group, line, line % tiles_[0] * M, 0, M, s,
+    const int64_t slice = line / tiles_[0] % g_.output[0];
+    visit_tiles(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M, s,
                 [&](const Tile& tile, const auto& source) {
                   transform_gradient_tile<A, R>(tile, source, [&](int64_t filter) {
                     const int64_t panel = filter / kPanel<A>;
@@ -180,12 +198,12 @@ class WinogradWeight {
                 });
   }
 
-  // Calls visit(tile, source) for each tile of a line, whose first pixel is (y, x) and which are `step` pixels apart.
-  // NCHW images are copied first.
+  // Calls visit(tile, source) for each tile of a line, whose first pixel is (y, x) of a slice of the tensor and which
+  // are `step` pixels apart. NCHW slices are copied first.
   template <class Visit>
-  void visit_tiles(const T* tensor, int64_t channels, const int64_t* size, int64_t group, int64_t line, int64_t y,
-                   int64_t x, int64_t step, const Scratch& s, const Visit& visit) const {
-    const int64_t height = size[1], width = size[2], n = line / tiles_[0];
+  void visit_tiles(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t line,
+                   int64_t y, int64_t x, int64_t step, const Scratch& s, const Visit& visit) const {
+    const int64_t height = size[1], width = size[2], n = line / tiles_[0] / g_.output[0];
     const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
     const auto visit_all = [&](auto source) {
       for (int64_t tile = 0; tile < tiles_[1]; ++tile, source.advance(step))
@@ -193,13 +211,14 @@ class WinogradWeight {
     };
     if (last_) {
       const int64_t stride = channels * g_.groups;
-      const T* image = tensor + n * height * width * stride + group * channels;
+      const T* image = tensor + (n * size[0] + slice) * height * width * stride + group * channels;
       visit_all(TileSource<T>{image + (y * width + x) * stride, width * stride, stride, y, height, x, width, channels});
       return;
     }
     const int64_t lines = step + R - 1, columns = tiles_[1] * step + R - 1, stride = strip_stride();
-    const T* image = tensor + (n * g_.groups + group) * channels * height * width;
-    fill_strip(image, channels, height, width, y, x, lines, columns, stride, s.strip);
+    const int64_t plane = size[0] * height * width;
+    const T* image = tensor + (n * g_.groups + group) * channels * plane + slice * height * width;
+    fill_strip(image, channels, plane, height, width, y, x, lines, columns, stride, s.strip);
     visit_all(TileSource<A>{s.strip, columns * stride, stride, 0, lines, 0, columns, round_up(channels, lanes<A>)});
   }
 
@@ -230,11 +249,16 @@ class WinogradWeight {
         transpose_matrix(weights, lanes<A>, channels * kTaps * kTaps, lanes<A>, transposed, kFilterPitch);
         const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
         T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
-                    (block.first_channel + begin) * arguments_.weight_stride_channel;
+                    (block.first_channel + begin) * arguments_.weight_stride_channel +
+                    block.slice * kTaps * kTaps * arguments_.weight_stride_tap;
         const Epilogue<T> plain;
         for (int64_t k = 0; k < count; ++k, target += arguments_.weight_stride_filter())
-          if (taps_together)
+          if (taps_together && slices_ == 1)
             plain.store_row(target, transposed + k * kFilterPitch, channels * kTaps * kTaps);
+          else if (taps_together)
+            for (int64_t c = 0; c < channels; ++c)
+              plain.store_row(target + c * arguments_.weight_stride_channel,
+                              transposed + k * kFilterPitch + c * kTaps * kTaps, kTaps * kTaps);
           else
             for (int tap = 0; tap < kTaps * kTaps; ++tap)
               plain.store_row(target + tap * arguments_.weight_stride_tap,
@@ -247,6 +271,7 @@ class WinogradWeight {
   const ConvGeometry& g_;
   Rows tile_rows_;
   bool last_;
+  int64_t slices_;  // of the kernel: taps along z
   int64_t channels_, filters_, tiles_[2], lines_, round_lines_, rounds_, channel_blocks_, panels_;
   int64_t room_;  // for tiles of a round; odd, or the rows of a tile would share cache sets
   int64_t block_channels_, blocks_;
