@@ -86,7 +86,7 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_wor
 }
 
 // A weight that is brought into a kernel's order, or whose gradient comes from it.
-constexpr double kPerPacked = 16;
+constexpr double kPerPacked = 16, kPerWritten = 2;
 
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
@@ -132,7 +132,9 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
   const double multiply_adds = static_cast<double>(g.multiply_adds());
-  const double packing = kPerPacked * static_cast<double>(g.weight_elements());
+  // The sums of a gradient of few pixels are kept where they belong.
+  const bool in_place = problem.pass == Pass::backward_weight && g.taps() == 1;
+  const double packing = (in_place ? kPerWritten : kPerPacked) * static_cast<double>(g.weight_elements());
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     if (written <= (pairs ? few : lanes) && g.taps() > 1)

@@ -27,7 +27,7 @@ class GemmChannelsLast {
     // With one group and neighbouring taps next to each other, a kernel line is one span of the input's line: only
     // spans that cross the border are copied.
     lines_ = !kConverts && t_.read_channels % products<S> == 0 && t_.read_channels < kShortSegment && g.groups == 1 &&
-             t_.phase_count == 1 && t_.phase(0).axis[2].offset_step == 1 && g.kernel[2] > 1;
+             t_.phase_count == 1 && t_.phase(0).axis[2].ascending().offset_step == 1 && g.kernel[2] > 1;
     copies_patches_ = kConverts || lines_ || t_.read_channels % products<S> != 0 ||
                       (t_.read_channels < kShortSegment && g.taps() > 1);
     merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
@@ -72,7 +72,8 @@ class GemmChannelsLast {
         arguments_.weight + t_.weight_offset(arguments_, group, 0, first) + tap * arguments_.weight_stride_tap;
     const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
     const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
-    const int64_t begin = tap * tap_depth_, end = tap + 1 == taps ? panel_depth_ : begin + tap_depth_;
+    const int64_t place = place_of(tap), begin = place * tap_depth_;
+    const int64_t end = place + 1 == taps ? panel_depth_ : begin + tap_depth_;
     pack_columns(WeightBlock<T>{source, read_stride, written_stride, t_.read_channels, columns}, begin, end, width,
                  packed(group, panel));
   }
@@ -92,6 +93,7 @@ class GemmChannelsLast {
     Carver carver(scratch);
     const Scratch s = carve(carver);
     std::fill(s.zeros, s.zeros + segment_depth(), S{});
+    for (int64_t r = 0; r < rows; ++r) s.staged_rows[r] = s.staged + r * kPanel<A>;
     point_at_rows(phase, group, begin, rows, s);
 
     const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
@@ -117,7 +119,7 @@ class GemmChannelsLast {
     const S** rows;    // [segment][row]
     const S** panels;  // [segment]
     T** outputs;       // [row]
-    A** tile_outputs;  // [row of a tile]
+    A** staged_rows;   // [row]
     S* zeros;
     A* staged;    // [row][column], where results cannot be written in place
     A* bias;      // one panel of it
@@ -130,7 +132,7 @@ class GemmChannelsLast {
     return {carver.take<const S*>(block_rows_ * taps),
             carver.take<const S*>(taps),
             carver.take<T*>(block_rows_),
-            carver.take<A*>(kTileRows),
+            carver.take<A*>(block_rows_),
             carver.take<S>(segment_depth()),
             carver.take<A>(block_rows_ * kPanel<A>),
             carver.take<A>(kPanel<A>),
@@ -146,6 +148,14 @@ class GemmChannelsLast {
     return merged_ ? 1 : lines_ ? phase.axis[0].taps * phase.axis[1].taps : phase.taps();
   }
   int64_t segment_depth() const { return merged_ ? panel_depth_ : tap_depth_ * (lines_ ? t_.geometry.kernel[2] : 1); }
+
+  // Where the rows of a tap come in a panel. A kernel line that is one segment comes as it is read: backward that is
+  // from its last tap on.
+  int64_t place_of(int64_t tap) const {
+    if (!lines_ || t_.phase(0).axis[2].offset_step > 0) return tap;
+    const int64_t x = tap % t_.geometry.kernel[2];
+    return tap - x + t_.geometry.kernel[2] - 1 - x;
+  }
 
   // Rows of a block are cut into tiles that differ by at most one row: visit(first row, rows of the tile).
   template <class Visit>
@@ -208,7 +218,7 @@ class GemmChannelsLast {
 
   // Rows of `run` neighbouring pixels, the first of which is number x of its line and `row` of the block.
   void point_at_run(const Phase& phase, int64_t x, int64_t run, int64_t row, const Scratch& s) const {
-    const AxisPhase axis = phase.axis[2].ascending(), &own = phase.axis[2];
+    const AxisPhase axis = phase.axis[2].ascending(), &own = lines_ ? axis : phase.axis[2];
     const int64_t lines = phase.axis[0].taps * phase.axis[1].taps, taps = lines_ ? 1 : axis.taps;
     const Inside first(x * axis.read_step + axis.offset(0), axis.read_step, run, t_.read_size[2]);
     const Inside last(x * axis.read_step + axis.offset(axis.taps - 1), axis.read_step, run, t_.read_size[2]);
@@ -319,9 +329,9 @@ class GemmChannelsLast {
       for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
         for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
           for (int64_t jx = 0; jx < (lines_ ? 1 : phase.axis[2].taps); ++jx)
-            s.panels[j++] =
-                weights +
-                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), phase.axis[2].tap(jx)) * tap_depth_ * width;
+            s.panels[j++] = weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy),
+                                                   lines_ ? 0 : phase.axis[2].tap(jx)) *
+                                          tap_depth_ * width;
     }
     if (t_.bias)
       for (int64_t j = 0; j < width; ++j)
@@ -333,7 +343,7 @@ class GemmChannelsLast {
     TileProduct<A, S, T> product;
     product.panels = s.panels;
     product.row_pitch = block_rows_;
-    product.outputs = s.tile_outputs;
+    product.output_offset = in_place && !kStagesSums ? first_column : 0;
     product.written_offset = first_column;
     bool first_chain = true;
     for (int64_t segment = 0; first_chain || segment < count; segment += together)
@@ -355,11 +365,9 @@ class GemmChannelsLast {
           product.written = s.outputs + first;
           if constexpr (!kConverts)
             product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;
-          for (int64_t r = 0; r < height; ++r) {
-            s.tile_outputs[r] = s.staged + (first + r) * kPanel<A>;
-            if constexpr (!kStagesSums)
-              if (in_place) s.tile_outputs[r] = s.outputs[first + r] + first_column;
-          }
+          product.outputs = s.staged_rows + first;
+          if constexpr (!kStagesSums)
+            if (in_place) product.outputs = s.outputs + first;
           tile_kernel<A, 1, S, T>(static_cast<int>(height), vectors)(product);
         });
       }

@@ -1,7 +1,7 @@
 // implicit_gemm, backward weight, in both layouts.
 //
 // Idea: a product whose reduction runs over pixels. Channels last, rows are filters and columns are (tap, channel):
-// grad_output is packed [filter/lanes][pixel][lane], what the pixels read is gathered into panels. Channels first,
+// grad_output is packed into stripes of a few filters, what the pixels read is gathered into panels. Channels first,
 // rows are (channel, tap), gathered as in the forward pass, and columns are filters: grad_output is transposed into
 // panels, which costs little because every column of the gathered matrix uses it. Where a step of the reduction takes
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
@@ -48,13 +48,16 @@ class GemmWeight {
     part_count_ = divide_up(filters_, part_size_);
     chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_ * part_count_));
     chunks_ = std::max<int64_t>(1, std::min(chunks_, kMaxPartialBytes / partial_bytes));
+    in_place_ = last_ && chunks_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
     plan.run_tasks = chunks_ * geometry_.groups * split_count_ * part_count_;
-    plan.finish_tasks = geometry_.groups * divide_up(rows_, kFinishRows);
-    plan.shared_bytes = chunks_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
+    if (!in_place_) {
+      plan.finish_tasks = geometry_.groups * divide_up(rows_, kFinishRows);
+      plan.shared_bytes = chunks_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
+    }
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -101,22 +104,27 @@ class GemmWeight {
   }
 
  private:
-  static constexpr int64_t kBlockPixels = 256;  // one chain of additions
-  static constexpr int64_t kPartFilters = 256;  // filters of a task
-  static constexpr int64_t kSplitPanels = 4;    // columns of a task, channels last
-  static constexpr int64_t kSplitRows = 288;    // rows of a task, channels first
+  static constexpr int64_t kBlockPixels = 256;                             // one chain of additions
+  static constexpr int64_t kPartFilters = 256;                             // filters of a task
+  static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task, channels last
+  static constexpr int64_t kSplitRows = 288;                               // rows of a task, channels first
   static constexpr int64_t kEnoughTasks = 16;
   static constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
   static constexpr int kFinishRows = lanes<A>;
-  static constexpr int64_t kRowPitch = kBlockPixels + lanes<S>;  // off a power of two: rows would share cache sets
+  // Channels last, filters that lie together in the packed grad_output: a vector if that is a cache line, otherwise
+  // the rows of a tile, which then reads nothing else.
+  static constexpr int kStripe = CONVLAB_VECTOR_BYTES == 64 ? lanes<A> : kTileRows;
+  // All off a power of two: what is used together would share cache sets.
+  static constexpr int64_t kRowPitch = kBlockPixels + lanes<S>;
+  static constexpr int64_t kStripePitch = kBlockPixels * kStripe + lanes<S>;
+  static constexpr int64_t kPanelPitch = kBlockPixels * kPanel<A> + 64 / static_cast<int64_t>(sizeof(S));
 
   struct Filters {
     int64_t first, count;
   };
   struct Scratch {
     S* gathered;  // channels last: [panel][step][column][products]; channels first: [row][pixel]
-    S* gradient;  // channels last: [filter/lanes][step][lane][products]; channels first:
-                  // [panel][step][filter][products]
+    S* gradient;  // channels last: [stripe][step][filter][products]; channels first: [panel][step][filter][products]
     S* spare;     // channels last: zeros; channels first: `lanes` rows of grad_output
     Run* runs;
     A** outputs;
@@ -125,14 +133,18 @@ class GemmWeight {
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
-    const int64_t gathered = last_ ? kSplitPanels * kPanel<A> * kBlockPixels : split_size_ * taps * kRowPitch;
-    const int64_t gradient = round_up(part_size_, lanes<A>) * (kBlockPixels + products<S>);
+    const int64_t gathered =
+        last_ ? std::min(kSplitPanels, divide_up(columns_, kPanel<A>)) * kPanelPitch : split_size_ * taps * kRowPitch;
+    const int64_t gradient = last_ ? divide_up(part_size_, kStripe) * kStripePitch
+                                   : round_up(part_size_, lanes<A>) * (kBlockPixels + products<S>);
     const int64_t spare = products<S> == 1 ? 0 : last_ ? kPanel<A> : lanes<A> * kRowPitch;
     return {carver.take<S>(gathered),       carver.take<S>(gradient),   carver.take<S>(spare),
             carver.take<Run>(kBlockPixels), carver.take<A*>(kTileRows), carver.take<const S*>(kTileRows)};
   }
 
   A* partial(int64_t chunk, int64_t group, int64_t row) const {
+    if constexpr (std::is_same_v<A, T>)
+      if (in_place_) return arguments_.weight + (group * rows_ + row) * pitch_;
     return static_cast<A*>(arguments_.shared) + ((chunk * geometry_.groups + group) * rows_ + row) * pitch_;
   }
 
@@ -140,135 +152,157 @@ class GemmWeight {
 
   void multiply_channels_last(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
-    const int64_t block_pitch = kBlockPixels * lanes<A> + lanes<S>;
-    pack_gradient(group, filters, begin, pixels, block_pitch, s.gradient);
-    const int64_t first_column = split * split_size_, end_column = std::min(columns_, first_column + split_size_);
-    const int64_t panels = divide_up(end_column - first_column, kPanel<A>);
+    pack_gradient(group, filters, begin, pixels, s.gradient);
+    const int64_t first_column = split * split_size_, columns = std::min(split_size_, columns_ - first_column);
     if constexpr (products<S> == 2) std::fill(s.spare, s.spare + kPanel<A>, S{});
-    for (int64_t panel = 0; panel < panels; ++panel)
-      gather_panel(phase, group, begin, pixels, first_column + panel * kPanel<A>,
-                   panel == 0 ? end_column - first_column : 0, s.spare, s.gathered + panel * kPanel<A> * kBlockPixels);
+    gather_columns(phase, group, begin, pixels, first_column, columns, s);
     TileProduct<A, S> product;
     product.rows = s.rows;
     product.outputs = s.outputs;
     product.depth = divide_up(pixels, products<S>);
     product.accumulate = accumulate;
     const int64_t tiles = divide_up(filters.count, kTileRows);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t column = first_column + panel * kPanel<A>;
-      const S* gathered = s.gathered + panel * kPanel<A> * kBlockPixels;
+    for (int64_t panel = 0; panel < divide_up(columns, kPanel<A>); ++panel) {
+      const S* gathered = s.gathered + panel * kPanelPitch;
       product.panels = &gathered;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t row = filters.count * tile / tiles, height = filters.count * (tile + 1) / tiles - row;
+        const int64_t row = first_row_of_tile(filters.count, tile, tiles);
+        const int64_t height = first_row_of_tile(filters.count, tile + 1, tiles) - row;
         for (int64_t r = 0; r < height; ++r) {
-          s.rows[r] = s.gradient + (row + r) / lanes<A> * block_pitch + (row + r) % lanes<A> * products<S>;
-          s.outputs[r] = partial(chunk, group, filters.first + row + r) + column;
+          s.rows[r] = s.gradient + (row + r) / kStripe * kStripePitch + (row + r) % kStripe * products<S>;
+          s.outputs[r] = partial(chunk, group, filters.first + row + r) + first_column + panel * kPanel<A>;
         }
-        tile_kernel<A, lanes<A>, S>(static_cast<int>(height), panel_width<A>(columns_ - column, 0) / lanes<A>)(product);
+        tile_kernel<A, kStripe, S>(static_cast<int>(height), panel_width<A>(columns, panel) / lanes<A>)(product);
       }
     }
   }
 
-  void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, int64_t block_pitch,
-                     S* target) const {
+  static int64_t first_row_of_tile(int64_t rows, int64_t tile, int64_t tiles) {
+    return kStripe == kTileRows ? std::min(rows, tile * kTileRows) : rows * tile / tiles;
+  }
+
+  void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
     const int64_t stride = geometry_.out_channels;
     const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
     if constexpr (products<S> == 2) {
       for (int64_t p = 0; p < pixels; p += 2, source += 2 * stride) {
-        prefetch_rows(source, stride, filters.count);
+        prefetch_row(source, stride, filters.count);
+        prefetch_row(source + stride, stride, filters.count);
         for (int64_t k = 0; k < filters.count; k += lanes<A>)
           interleave<1>(source + k, p + 1 < pixels ? source + stride + k : nullptr, 1,
                         std::min<int64_t>(lanes<A>, filters.count - k),
-                        target + k / lanes<A> * block_pitch + p * lanes<A>);
+                        target + k / lanes<A> * kStripePitch + p * lanes<A>);
       }
     } else {
-      for (int64_t p = 0; p < pixels; ++p, source += stride)
-        for (int64_t k = 0; k < filters.count; k += lanes<A>) {
-          const int64_t left = filters.count - k;
-          store(target + k / lanes<A> * block_pitch + p * lanes<A>,
-                left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
+      // Stores of stripes that are no whole cache lines follow each other for some pixels. What a store writes too
+      // much, the next one overwrites.
+      constexpr int64_t together = kStripe == lanes<A> ? 1 : 16;
+      for (int64_t first = 0; first < pixels; first += together) {
+        for (int64_t p = first; p < first + together; ++p) prefetch_row(source + p * stride, stride, filters.count);
+        for (int64_t k = 0; k < filters.count; k += kStripe) {
+          const T* from = source + first * stride + k;
+          S* to = target + k / kStripe * kStripePitch + first * kStripe;
+          const int64_t left = filters.count - k, end = std::min(pixels, first + together);
+          for (int64_t p = first; p < end; ++p, from += stride, to += kStripe)
+            CONVLAB_UNROLL for (int j = 0; j < kStripe; j += lanes<A>) {
+              if (left >= j + lanes<A>)
+                store(to + j, load(from + j));
+              else if (left > j)
+                store(to + j, load_partial(from + j, left - j));
+            }
         }
+      }
     }
   }
 
-  // What two pixels further on need: the hardware does not see that rows of pairs go on.
-  static void prefetch_rows(const T* row, int64_t stride, int64_t count) {
+  // What a pixel further on needs: the hardware does not see that rows go on.
+  static void prefetch_row(const T* row, int64_t stride, int64_t count) {
     constexpr int64_t rows_ahead = 16, line = 64 / sizeof(T);
-    for (int64_t i = 0; i < count; i += line) {
-      __builtin_prefetch(row + rows_ahead * stride + i);
-      __builtin_prefetch(row + (rows_ahead + 1) * stride + i);
-    }
+    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(row + rows_ahead * stride + i);
   }
 
-  // Columns first_column .. of one panel: each pixel's row is made of spans of channels, one per tap touched. Where
-  // rows are copied as they are, `ahead` columns of those to come are fetched.
-  void gather_panel(const Phase& phase, int64_t group, int64_t begin, int64_t pixels, int64_t first_column,
-                    int64_t ahead, const S* zeros, S* panel) const {
-    const int width = panel_width<A>(columns_ - first_column, 0);
-    const int64_t columns = std::min<int64_t>(width, columns_ - first_column);
+  // Panels of the `columns` from first_column on: each pixel's row is made of spans of channels, one per tap touched.
+  void gather_columns(const Phase& phase, int64_t group, int64_t begin, int64_t pixels, int64_t first_column,
+                      int64_t columns, const Scratch& s) const {
     const int64_t* size = geometry_.input;
     const int64_t stride = geometry_.in_channels;
     const int64_t first_tap = first_column / channels_, first_channel = first_column % channels_;
     const int64_t first_x = first_tap % geometry_.kernel[2], first_line = first_tap / geometry_.kernel[2];
     const int64_t first_y = first_line % geometry_.kernel[1], first_z = first_line / geometry_.kernel[1];
-    if (pointwise_ && columns == width) {
+    const int64_t last_panel = columns / kPanel<A>, rest = columns % kPanel<A>;
+    if (pointwise_) {
       const T* from = arguments_.input + begin * stride + group * channels_ + first_channel;
-      if constexpr (products<S> == 2) {
-        for (int64_t p = 0; p < pixels; p += 2, from += 2 * stride) {
-          prefetch_rows(from, stride, ahead);
-          interleave<1>(from, p + 1 < pixels ? from + stride : nullptr, 1, width, panel + p * width);
-        }
-      } else {
-        for (int64_t p = 0; p < pixels; ++p, from += stride)
-          for (int j = 0; j < width; j += lanes<A>) store(panel + p * width + j, load(from + j));
+      for (int64_t p = 0; p < pixels; p += products<S>, from += products<S> * stride) {
+        for (int64_t i = 0; i < products<S>; ++i) prefetch_row(from + i * stride, stride, columns);
+        copy_to_panels(from, p + 1 < pixels ? from + stride : nullptr, p, 0, columns, columns, s);
       }
-      return;
+    } else {
+      PixelWalk pixel(phase, begin);
+      for (int64_t p = 0; p < pixels; p += products<S>) {
+        const PixelWalk first = pixel;
+        pixel.advance(1);
+        const PixelWalk second = pixel;
+        if constexpr (products<S> == 2) pixel.advance(1);
+        int64_t channel = first_channel, jx = first_x, jy = first_y, jz = first_z;
+        // With one group, taps of a kernel line that lie inside the input's line are one span.
+        const bool both_inside = is_inside(phase, first) && (products<S> == 1 || is_inside(phase, second));
+        for (int64_t column = 0; column < columns;) {
+          const int64_t together = both_inside ? geometry_.kernel[2] - jx : 1;
+          const int64_t count = std::min(together * channels_ - channel, columns - column);
+          const auto source = [&](const PixelWalk& pixel) -> const T* {
+            const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
+            const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
+            const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
+            if (z < 0 || z >= size[0] || y < 0 || y >= size[1] || x < 0 || x >= size[2]) return nullptr;
+            return arguments_.input + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
+                   group * channels_ + channel;
+          };
+          const T* next = products<S> == 2 && p + 1 < pixels ? source(second) : nullptr;
+          copy_to_panels(source(first), next, p, column, count, columns, s);
+          column += count;
+          channel = 0;
+          jx += together;
+          if (jx == geometry_.kernel[2]) {
+            jx = 0;
+            if (++jy == geometry_.kernel[1]) jy = 0, ++jz;
+          }
+        }
+      }
     }
-    PixelWalk pixel(phase, begin);
-    for (int64_t p = 0; p < pixels; p += products<S>) {
-      S* row = panel + p * width;
-      const PixelWalk first = pixel;
-      pixel.advance(1);
-      const PixelWalk second = pixel;
-      if constexpr (products<S> == 2) pixel.advance(1);
-      int64_t channel = first_channel, jx = first_x, jy = first_y, jz = first_z;
-      // With one group, taps of a kernel line that lie inside the input's line are one span.
-      const bool both_inside = is_inside(phase, first) && (products<S> == 1 || is_inside(phase, second));
-      for (int64_t column = 0; column < columns;) {
-        const int64_t together = both_inside ? geometry_.kernel[2] - jx : 1;
-        const int64_t count = std::min(together * channels_ - channel, columns - column);
-        const auto source = [&](const PixelWalk& pixel) -> const T* {
-          const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz);
-          const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
-          const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
-          if (z < 0 || z >= size[0] || y < 0 || y >= size[1] || x < 0 || x >= size[2]) return nullptr;
-          return arguments_.input + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
-                 group * channels_ + channel;
-        };
-        const T* from = source(first);
-        if constexpr (products<S> == 2) {
-          interleave<1>(from ? from : zeros, p + 1 < pixels ? source(second) : nullptr, 1, count, row + 2 * column);
-        } else if (from) {
-          copy_span<1>(from, 1, count, row + column);
-        } else {
-          std::fill(row + column, row + column + count, S{});
-        }
-        column += count;
-        channel = 0;
-        jx += together;
-        if (jx == geometry_.kernel[2]) {
-          jx = 0;
-          if (++jy == geometry_.kernel[1]) jy = 0, ++jz;
-        }
+    const int64_t width = round_up(rest, lanes<A>) * products<S>, used = rest * products<S>;
+    S* panel = s.gathered + last_panel * kPanelPitch;
+    if (used < width)
+      for (int64_t step = 0; step < divide_up(pixels, products<S>); ++step)
+        std::fill(panel + step * width + used, panel + (step + 1) * width, S{});
+  }
+
+  // `count` elements of pixel p, and of the next one where they make pairs, go to the columns from `column` on; null
+  // stands for zeros.
+  CONVLAB_INLINE void copy_to_panels(const T* from, [[maybe_unused]] const T* next, int64_t p, int64_t column,
+                                     int64_t count, int64_t columns, const Scratch& s) const {
+    for (const int64_t end = column + count; column < end;) {
+      const int64_t panel = column / kPanel<A>, within = column % kPanel<A>;
+      const int64_t length = std::min(kPanel<A> - within, end - column);
+      S* to = s.gathered + panel * kPanelPitch + p * panel_width<A>(columns, panel) + within * products<S>;
+      if constexpr (products<S> == 2) {
+        interleave<1>(from ? from : s.spare, next, 1, length, to);
+      } else if (!from) {
+        std::fill(to, to + length, S{});
+      } else if (length == kPanel<A>) {
+        CONVLAB_UNROLL for (int j = 0; j < kPanel<A>; j += lanes<A>) store(to + j, load(from + j));
+      } else {
+        copy_span<1>(from, 1, length, to);
       }
-      std::fill(row + columns * products<S>, row + width * products<S>, S{});
+      if (from) from += length;
+      if (next) next += length;
+      column += length;
     }
   }
 
   // Whether a kernel line of all taps and channels is one span of the input's line.
   bool is_inside(const Phase& phase, const PixelWalk& pixel) const {
     const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(0);
-    return geometry_.groups == 1 && channels_ < kPanel<A> && geometry_.dilation[2] == 1 && x >= 0 &&
+    return geometry_.groups == 1 && geometry_.dilation[2] == 1 && x >= 0 &&
            x + geometry_.kernel[2] <= geometry_.input[2];
   }
 
@@ -383,7 +417,7 @@ class GemmWeight {
 
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
-  bool last_, pointwise_;
+  bool last_, pointwise_, in_place_;  // in_place_: sums are kept in the weight itself
   int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
   int64_t pixels_, blocks_, chunks_;
 };

@@ -48,6 +48,8 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   using Operand = CONVLAB_ISA::Operand<S>;
   vec<A> sum[Rows][Vectors];
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
+  if (t.accumulate)  // what comes last must come from memory, too
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) __builtin_prefetch(t.outputs[r] + t.output_offset);
   const S* const* rows = t.rows;
   constexpr int64_t line = 64 / sizeof(S);
   const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for

@@ -48,14 +48,17 @@ void pack_columns(const WeightBlock<T>& block, int64_t begin, int64_t end, int w
       return;
     }
   }
+  constexpr int64_t rows_ahead = 16, line = 64 / sizeof(T);  // rows lie pages apart: the hardware expects none of them
   for (int64_t row = begin; row < end; ++row) {
     S* to = panel + row / pair * pair * width + row % pair;
     const T* from = block.source + (row - begin) * block.read_stride;
     const int64_t columns = row - begin < block.read ? block.written : 0;
     int64_t j = 0;
     if constexpr (pair == 1)
-      if (block.written_stride == 1)
+      if (block.written_stride == 1) {
+        for (int64_t i = 0; i < columns; i += line) __builtin_prefetch(from + rows_ahead * block.read_stride + i);
         for (; j + lanes<A> <= columns; j += lanes<A>) store(to + j, load(from + j));
+      }
     for (; j < columns; ++j) to[j * pair] = to_operand<S>(from[j * block.written_stride]);
     for (; j < width; ++j) to[j * pair] = S{};
   }
