@@ -67,8 +67,10 @@ def main() -> int:
     for line in result.summary:
         print(line)
     if options.json is not None:
-        path = Path(options.json) if options.json else RESULTS / f"{result.name}-{options.threads}t.json"
-        path.write_text(json.dumps({"environment": measure.environment(), **result.data}, indent=1) + "\n")
+        environment = measure.environment()
+        kind = "" if environment["instruction_set"] == "avx512" else f"-{environment['instruction_set']}"
+        path = Path(options.json) if options.json else RESULTS / f"{result.name}-{options.threads}t{kind}.json"
+        path.write_text(json.dumps({"environment": environment, **result.data}, indent=1) + "\n")
         print(f"wrote {path}")
     return 1 if result.failed else 0
 

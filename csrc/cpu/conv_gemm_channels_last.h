@@ -1,13 +1,13 @@
 // implicit_gemm on N(D)HWC tensors: forward and backward input.
 //
 // Idea: rows of the product are pixels, columns are the channels that are written. A pixel's channels are contiguous,
-// so a tap of a patch is one segment of a row, reached through a pointer; padding points to zeros. Weights are packed
-// once per call into panels [group][panel][tap][read channel][column].
-// Where taps have few channels, a kernel line is one segment. Where elements must be converted to float, channels do
-// not come in whole steps (operand.h), or kernel lines are no spans of the input, the patches of one block of pixels
-// are copied first and then are one segment. Cost: multiply_adds() plus packing the weights once. Memory: packed
-// weights; per thread a block of pixels. Limits: fewer than `lanes` written channels per group leave lanes idle
-// (depthwise: all but one).
+// so a tap of a patch is one segment of a row, reached through a pointer; padding points to zeros, and a tap that is in
+// it with all rows of a tile is left out. Weights are packed once per call into panels [group][panel][tap][read
+// channel][column]. Where taps have few channels, a kernel line is one segment. Where elements must be converted to
+// float, channels do not come in whole steps (operand.h), or kernel lines are no spans of the input, the patches of one
+// block of pixels are copied first and then are one segment. Cost: multiply_adds() plus packing the weights once.
+// Memory: packed weights; per thread a block of pixels. Limits: fewer than `lanes` written channels per group leave
+// lanes idle (depthwise: all but one).
 #pragma once
 #include "conv_gather.h"
 #include "pack.h"
@@ -95,6 +95,7 @@ class GemmChannelsLast {
     std::fill(s.zeros, s.zeros + segment_depth(), S{});
     for (int64_t r = 0; r < rows; ++r) s.staged_rows[r] = s.staged + r * kPanel<A>;
     point_at_rows(phase, group, begin, rows, s);
+    leave_out_zeros(segments(phase), rows, s);
 
     const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
     for (int64_t panel = column_block * block_panels_; panel < last_panel; ++panel)
@@ -125,6 +126,10 @@ class GemmChannelsLast {
     A* bias;      // one panel of it
     S* patches;   // [row][tap, channel]
     Line* lines;  // [kernel line]
+    // Per tile, the segments that it multiplies: those that are not zeros in all of its rows.
+    int64_t* counts;        // [tile]
+    int64_t* kept;          // [tile][segment]
+    const S** kept_panels;  // [segment], of one tile
   };
 
   Scratch carve(Carver& carver) const {
@@ -137,7 +142,10 @@ class GemmChannelsLast {
             carver.take<A>(block_rows_ * kPanel<A>),
             carver.take<A>(kPanel<A>),
             carver.take<S>(copies_patches_ ? block_rows_ * patch_stride_ : 0),
-            carver.take<Line>(taps)};
+            carver.take<Line>(taps),
+            carver.take<int64_t>(kMaxTiles),
+            carver.take<int64_t>(kMaxTiles * taps),
+            carver.take<const S*>(taps)};
   }
 
   S* packed(int64_t group, int64_t panel) const {
@@ -257,6 +265,23 @@ class GemmChannelsLast {
     *pointers = patch;
   }
 
+  // Each tile's segments move up to the places of those that lie outside the tensor with all of its rows.
+  void leave_out_zeros(int64_t count, int64_t rows, const Scratch& s) const {
+    int64_t tile = 0;
+    for_each_tile(rows, [&](int64_t first, int64_t height) {
+      int64_t* kept = s.kept + tile * t_.geometry.taps();
+      int64_t& kept_count = s.counts[tile++] = count;
+      if (pointwise_ || (copies_patches_ && !lines_)) return;
+      kept_count = 0;
+      for (int64_t segment = 0; segment < count; ++segment) {
+        const S** row = s.rows + segment * block_rows_ + first;
+        if (std::all_of(row, row + height, [&](const S* pointer) { return pointer == s.zeros; })) continue;
+        if (kept_count < segment) std::copy_n(row, height, s.rows + kept_count * block_rows_ + first);
+        kept[kept_count++] = segment;
+      }
+    });
+  }
+
   // Calls visit(tap of the phase, pixel it reads or -1).
   template <class Visit>
   CONVLAB_INLINE void for_each_tap(const Phase& phase, const PixelWalk& pixel, const Visit& visit) const {
@@ -348,19 +373,26 @@ class GemmChannelsLast {
     bool first_chain = true;
     for (int64_t segment = 0; first_chain || segment < count; segment += together)
       for (int64_t begin = 0; first_chain || begin < depth; begin += chunk) {
-        product.segments = std::min(together, count - segment);
         const int64_t length = std::min(chunk, depth - begin);
         product.depth = length / products<S>;
         product.row_offset = begin;
         product.panel_offset = begin * width;
-        product.panels = s.panels + segment;
         product.accumulate = !first_chain;
         product.column_start = first_chain && t_.bias ? s.bias : nullptr;
-        first_chain = false;
-        const bool last_chain = segment + together >= count && begin + chunk >= depth;
-        const bool finishes = in_place && last_chain && (kStagesSums || t_.epilogue.needed());
-        product.epilogue = finishes ? &t_.epilogue : nullptr;
+        int64_t tile = 0;
         for_each_tile(rows, [&](int64_t first, int64_t height) {
+          const int64_t kept_count = s.counts[tile];
+          const int64_t* kept = s.kept + tile++ * t_.geometry.taps() + segment;
+          if (segment >= kept_count && !first_chain) return;
+          product.segments = std::min(together, kept_count - segment);
+          product.panels = s.panels + segment;
+          if (kept_count > 0 && kept_count < count) {
+            for (int64_t j = 0; j < product.segments; ++j) s.kept_panels[j] = s.panels[kept[j]];
+            product.panels = s.kept_panels;
+          }
+          const bool last_chain = segment + together >= kept_count && (begin + chunk >= depth || kept_count == 0);
+          const bool finishes = in_place && last_chain && (kStagesSums || t_.epilogue.needed());
+          product.epilogue = finishes ? &t_.epilogue : nullptr;
           product.rows = s.rows + segment * block_rows_ + first;
           product.written = s.outputs + first;
           if constexpr (!kConverts)
@@ -370,6 +402,7 @@ class GemmChannelsLast {
             if (in_place) product.outputs = s.outputs + first;
           tile_kernel<A, 1, S, T>(static_cast<int>(height), vectors)(product);
         });
+        first_chain = false;
       }
     if (!in_place)
       for (int64_t r = 0; r < rows; ++r)
