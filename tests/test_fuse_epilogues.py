@@ -151,6 +151,32 @@ def test_a_model_fused_for_training_is_folded_with_its_relu6():
         torch.testing.assert_close(folded(inputs), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, (_, parts) in WIRINGS.items() if "add" in parts])
+def test_a_model_fused_for_training_is_folded_with_its_additions(name):
+    wiring, parts = WIRINGS[name]
+    inputs = torch.randn(2, 6, 7, 7)
+    trained = warmed(fuse(Block(wiring).train(), inputs))
+    expected = trained(inputs)
+    assert any("Add" in type(module).__name__ for module in trained.modules())
+    folded = fuse(trained, inputs)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+    assert f"conv: with {' and '.join(parts)}" in epilogues(folded)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(inputs), expected, rtol=0, atol=1e-5)
+    assert torch.equal(trained(inputs), expected)  # it is not changed
+    trained.train()(inputs).sum().backward()
+
+
+def test_resnet_fused_for_training_is_fused_completely_in_eval_mode():
+    inputs = torch.randn(2, 3, 64, 64)
+    trained = warmed(fuse(models.resnet18().train(), inputs))
+    folded = fuse(trained, inputs)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+    assert all(entry.fused for entry in fusion_report(folded) if isinstance(entry, Epilogue))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(inputs), trained(inputs), rtol=1e-4, atol=1e-4)
+
+
 MOVES = {
     "relu": (nn.ReLU(), layers.MaxPool2d(2)),
     "in place": (nn.ReLU(inplace=True), layers.MaxPool2d(3, 2, 1)),

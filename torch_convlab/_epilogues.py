@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from . import nn as layers
-from ._clamp import NONE, Clamp
+from ._clamp import NONE, Clamp, as_clamp, module_of
+from ._fold import PRODUCERS
 from ._graph import clamp_of, has_hooks, is_addition, is_identity, may_share_memory, written_by
 from .convert import conversions
 
@@ -26,6 +28,35 @@ _BATCH_NORMS = {
     layers.BatchNorm2d: (layers.BatchNormReLU2d, layers.BatchNormAddReLU2d),
     layers.BatchNorm3d: (layers.BatchNormReLU3d, layers.BatchNormAddReLU3d),
 }
+_ADDING = {adding: plain for plain, (_, adding) in _BATCH_NORMS.items()}
+
+
+def separate(model: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
+    """The model with what its batch norms took in training as nodes again, for the convolutions before them to take.
+
+    None if no batch norm adds. The result shares Parameters and buffers, but no layer that folding changes.
+    """
+    nodes = [node for node in graph.nodes if node.op == "call_module"]
+    adding = [node for node in nodes if type(model.get_submodule(node.target)) in _ADDING and len(node.args) == 2]
+    if not adding or any(has_hooks(model.get_submodule(node.target)) for node in adding):
+        return None
+    result = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    for node in nodes:
+        if isinstance(model.get_submodule(node.target), (*PRODUCERS, nn.modules.batchnorm._BatchNorm)):
+            result.set_submodule(node.target, _shallow_copy(model.get_submodule(node.target)))
+    for node in adding:
+        norm = result.get_submodule(node.target)
+        clamp, activation = as_clamp(norm.relu), f"{node.target}_activation"
+        norm.__class__ = _ADDING[type(norm)]
+        norm.relu = False
+        result.add_submodule(activation, module_of(clamp).eval())
+        with result.graph.inserting_before(node):
+            normalized = result.graph.call_module(node.target, node.args[:1])
+            total = result.graph.call_function(operator.add, (normalized, node.args[1]))
+            node.replace_all_uses_with(result.graph.call_module(activation, (total,)))
+        result.graph.erase_node(node)
+    result.recompile()
+    return _with_mode_of(model, result)
 
 
 @dataclass(frozen=True)
@@ -173,7 +204,6 @@ def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node
 
 def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain], kind=fx.GraphModule) -> fx.GraphModule:
     """A module that computes the chains as single layers, sharing the other layers and all Parameters with `model`."""
-    own = {id(module) for module in model.modules()}
     fused = kind(model, graph, class_name=type(model).__name__)
     for chain in chains:
         head, last = chain.nodes[0], chain.nodes[-1]
@@ -187,19 +217,30 @@ def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain], kind=fx.GraphM
     fused.graph.lint()
     fused.delete_all_unused_submodules()
     fused.recompile()
-    for module in fused.modules():  # the containers that fx makes are in training mode
+    return _with_mode_of(model, fused)
+
+
+def _with_mode_of(model: nn.Module, made: fx.GraphModule) -> fx.GraphModule:
+    """The containers that fx makes are in training mode."""
+    own = {id(module) for module in model.modules()}
+    for module in made.modules():
         if id(module) not in own and type(module) is nn.Module:
             module.training = model.training
-    fused.training = model.training
-    return fused
+    made.training = model.training
+    return made
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    result = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        vars(result)[name] = dict(vars(module)[name])
+    return result
 
 
 def _replacement(module: nn.Module, chain: Chain) -> nn.Module:
     if type(module) in _CONVOLUTIONS:
         return layers.ConvAddReLU(module, chain.clamp)
-    result = copy.copy(module)
-    for name in ("_parameters", "_buffers", "_modules"):
-        vars(result)[name] = dict(vars(module)[name])
+    result = _shallow_copy(module)
     result.__class__ = _BATCH_NORMS[type(module)][chain.added]
     result.relu = chain.clamp
     return result

@@ -45,7 +45,7 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
 
     Args:
         model: in eval mode it is changed in place, as said above, and goes on computing what it did. In training mode
-            it is not changed.
+            it is not changed, nor in eval mode if `fuse` has given additions to its batch norms in training.
         example_inputs: what to call the model with (a tuple of arguments, or the one tensor), to check that outputs,
             and in training mode gradients, stay the same. Without them a linear layer before a batch norm is taken to
             read ``N x D``, and an addition to be one of equal sizes (a fused layer raises if it is not).
@@ -62,7 +62,7 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     """
     if recompute and not model.training:
         raise ValueError("recompute=True is for training, but the model is in eval mode")
-    graph = _graph(model)
+    model, graph = _separated(model, _graph(model))
     if recompute and graph is None:
         raise ValueError(
             f"recompute=True needs a model with batch norms that can be traced, which this {type(model).__name__} is "
@@ -110,13 +110,19 @@ def fusion_report(model: nn.Module) -> list[Fusion | Epilogue | Move]:
     and one for every ReLU that `fuse` moved behind a max pooling. Each says it in words (``str``) and in fields.
     Epilogues of what is still to be folded are known after folding.
     """
-    graph = _graph(model)
+    model, graph = _separated(model, _graph(model))
     report = list(vars(model).get(_RECORD, ()))
     if not model.training:
         report += _fold.plan(model, graph)
     if graph is not None:
         report += [chain.epilogue for chain in _epilogues.find(model, graph) if chain.parts]
     return report
+
+
+def _separated(model: nn.Module, graph: fx.Graph | None) -> tuple[nn.Module, fx.Graph | None]:
+    """In eval mode, the model as it was before its batch norms took additions in training: folded, they cannot."""
+    separated = None if model.training or graph is None else _epilogues.separate(model, graph)
+    return (model, graph) if separated is None else (separated, trace(separated))
 
 
 def _graph(model: nn.Module) -> fx.Graph | None:

@@ -200,18 +200,13 @@ CONVLAB_INLINE V normalized(V x, V mean, V scale, V shift) {
 }
 // The gradient of what is normalized, below clamp and residual; NaN passes the clamp, as in torch's ReLU. Takes
 // pointers, not the arguments: stores may alias those, which would then be read again for every vector.
-template <class T, class Part, class A = accumulate_t<T>>
-CONVLAB_INLINE vec<A> gradient(const T* grad_output, lane_bits<A> stopped, Part part) {
-  vec<A> grad = load(grad_output, part);
-  pin(grad);
-  return mask_of<A>(stopped) ? vec<A>{} : grad;
-}
 template <Mask M, class T, class Part, class V, class A = accumulate_t<T>>
-CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, Part part, V x, V mean, V scale, V shift,
-                          const VectorBounds<A>& bounds) {
+CONVLAB_INLINE V gradient(const T* grad_output, const T* residual, const lane_bits<A>* stopped, Part part, V x, V mean,
+                          V scale, V shift, const VectorBounds<A>& bounds) {
   V grad = load(grad_output, part);
   if (M == Mask::none) return grad;
   pin(grad);  // else gcc makes it a masked load, which waits for the mask: half the speed from memory
+  if (M == Mask::stored) return mask_of<A>(*stopped) ? V{} : grad;
   V y = normalized(x, mean, scale, shift);
   if (M == Mask::clamp_of_sum) y += load(residual, part);
   return bounds.stops(y) ? V{} : grad;

@@ -262,11 +262,8 @@ struct NormColumns {
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
             const int64_t at = (row + r) * channels + c;
             const vec<A> x = load(input + at, part);
-            vec<A> grad;
-            if constexpr (M == Mask::stored)
-              grad = gradient(grad_output + at, *bits_at<A>(stopped + (row + r) * pitch, c), part);
-            else
-              grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
+            const vec<A> grad = gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c),
+                                            part, x, mean, scale, shift, bounds);
             if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
             sum += grad;
             product = fma(grad, x - mean, product);
@@ -338,13 +335,9 @@ struct NormColumns {
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
           const int64_t at = (row + r) * channels + c;
           const vec<A> x = load(input + at, part);
-          vec<A> grad;
-          if constexpr (M == Mask::stored) {
-            grad = gradient(grad_output + at, *bits_at<A>(stopped + (row + r) * pitch, c), part);
-            store_output<Streams>(grad_residual + at, grad, part);
-          } else {
-            grad = gradient<M>(grad_output + at, residual + at, part, x, mean, scale, shift, bounds);
-          }
+          const vec<A> grad = gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c),
+                                          part, x, mean, scale, shift, bounds);
+          if (M == Mask::stored) store_output<Streams>(grad_residual + at, grad, part);
           const vec<A> deviation = varies ? x - mean : vec<A>{};
           store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
         }

@@ -163,11 +163,8 @@ struct NormRuns {
         uint8_t* stopped = M == Mask::stored ? stopped_at(a, first + repeat * repeat_stride(a)) : nullptr;
         for_each_vector_in_chains<A>(size, [&](int64_t i, auto part, int chain) {
           const vec<A> x = load(input + i, part);
-          vec<A> grad;
-          if constexpr (M == Mask::stored)
-            grad = gradient(grads + i, *bits_at<A>(stopped, begin + i), part);
-          else
-            grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
+          const vec<A> grad =
+              gradient<M>(grads + i, residual + i, bits_at<A>(stopped, begin + i), part, x, mean, scale, shift, bounds);
           if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + i, grad, part);
           sum[chain] += grad;
           products[chain] += zero_rest<A>(grad * (x - mean), part);
@@ -201,13 +198,9 @@ struct NormRuns {
         if (M != Mask::stored && a.residual) prefetch(a.residual + at + i + ahead);
       }
       const vec<A> x = load(input + i, part);
-      vec<A> grad;
-      if constexpr (M == Mask::stored) {
-        grad = gradient(grads + i, *bits_at<A>(stopped, i), part);
-        store_output<Streams>(grad_residual + i, grad, part);
-      } else {
-        grad = gradient<M>(grads + i, residual + i, part, x, mean, scale, shift, bounds);
-      }
+      const vec<A> grad =
+          gradient<M>(grads + i, residual + i, bits_at<A>(stopped, i), part, x, mean, scale, shift, bounds);
+      if (M == Mask::stored) store_output<Streams>(grad_residual + i, grad, part);
       const vec<A> deviation = varies ? x - mean : vec<A>{};
       store_output<Streams>(output + i, fma(deviation, slope, fma(grad, scale, constant)), part);
     });
