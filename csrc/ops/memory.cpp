@@ -11,7 +11,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__unix__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
 
@@ -53,7 +53,7 @@ class ResultAllocator final : public c10::Allocator {
   static ResultAllocator& instance() {
     static ResultAllocator* const allocator = [] {
       auto* made = new ResultAllocator;
-#if defined(__unix__)
+#if defined(__unix__) || defined(__APPLE__)
       // A fork while another thread allocates must not leave the child with a locked mutex.
       pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                      [] { instance().mutex_.unlock(); });
