@@ -34,6 +34,11 @@ ALL = (
     "norm --rounds 5 --threads 2",
     "pool --rounds 5 --threads 2",
     "overhead --threads 1",
+    "model --name resnet50 --mode infer --batch 1 --rounds 7 --budget 150 --threads 2",
+    "model --name mobilenet_v2 --mode infer --batch 1 --budget 150 --threads 2",
+    "model --name vgg16 --mode infer --batch 1 --rounds 5 --without compile --threads 2",
+    "model --name resnet50 --mode train --batch 8 --rounds 5 --without compile --threads 2",
+    "model --name lenet5 --mode train --batch 64 --without compile --threads 2",
 )
 VERBS = {
     "algorithms": algorithms, "conv": conv, "families": families, "memory": memory, "model": model, "norm": norm,

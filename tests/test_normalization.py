@@ -398,9 +398,13 @@ def test_marked_backward_is_the_recomputing_one(format, shape, dtype):
 def test_stopped_of_another_input_is_refused():
     input = normal(2, 16, 8, 8).float()
     _, mean, variance, stopped = OPS.batch_norm_train(input, None, None, input, 0.0, None, 1e-5, True)
-    for wrong, residual in ((stopped[1:], input), (stopped.float(), input), (stopped, None)):
+    given = (
+        (stopped[1:], input, 0.0), (stopped.float(), input, 0.0), (stopped, None, 0.0), (stopped, input, None),
+    )  # fmt: skip
+    for wrong, residual, lower in given:
         with pytest.raises(RuntimeError, match="expected stopped to be what batch_norm_train gave"):
-            OPS.batch_norm_backward(input, input, None, None, mean, variance, residual, 0.0, None, True, 1e-5, wrong)
+            rest = residual, lower, None, True, 1e-5, wrong
+            OPS.batch_norm_backward(input, input, None, None, mean, variance, *rest)
 
 
 @pytest.mark.parametrize("format", FORMATS)

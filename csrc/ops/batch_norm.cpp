@@ -105,9 +105,9 @@ NormGradients batch_norm_backward_meta(const Tensor& grad_output, const Tensor& 
                                        const OptionalTensor& stopped) {
   check_batch_norm(input, weight, bias, residual);
   check_backward(grad_output, input, mean, variance, input.sym_size(1));
-  if (given(stopped) && stopped->sym_numel() != 0) check_stopped(*stopped, stopped_size(input), residual);
-  return empty_gradients(input, empty_like_input(input), weight, bias,
-                         Clamp(lower, upper).cuts() ? residual : std::nullopt);
+  const OptionalTensor clamped = Clamp(lower, upper).cuts() ? residual : std::nullopt;
+  if (given(stopped) && stopped->sym_numel() != 0) check_stopped(*stopped, stopped_size(input), given(clamped));
+  return empty_gradients(input, empty_like_input(input), weight, bias, clamped);
 }
 
 NormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,

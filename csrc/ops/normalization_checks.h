@@ -46,12 +46,12 @@ inline void check_twin(const char* name, const at::Tensor& tensor, const at::Ten
               toString(input.scalar_type()), ", but got ", toString(tensor.scalar_type()));
 }
 
-inline void check_stopped(const at::Tensor& stopped, const c10::SymInt& size, const OptionalTensor& residual) {
-  TORCH_CHECK(
-      given(residual) && stopped.scalar_type() == at::kByte && stopped.dim() == 1 && stopped.sym_size(0) == size,
-      "expected stopped to be what batch_norm_train gave for the same input with a residual, uint8 of ", size,
-      " elements, but got ", toString(stopped.scalar_type()), " of size ", stopped.sym_sizes(),
-      given(residual) ? "" : " and no residual");
+// `marked`: there are a residual and a clamp.
+inline void check_stopped(const at::Tensor& stopped, const c10::SymInt& size, bool marked) {
+  TORCH_CHECK(marked && stopped.scalar_type() == at::kByte && stopped.dim() == 1 && stopped.sym_size(0) == size,
+              "expected stopped to be what batch_norm_train gave for the same input, residual and clamp, uint8 of ",
+              size, " elements, but got ", toString(stopped.scalar_type()), " of size ", stopped.sym_sizes(),
+              marked ? "" : " without residual or clamp");
 }
 
 inline void check_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
