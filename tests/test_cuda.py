@@ -146,7 +146,7 @@ AGAIN = [
     ),
     *((test_normalization.test_large_mean, (format,)) for format in test_normalization.FORMATS),
     *(
-        (test_normalization.test_mask_is_that_of_the_output, (format, bounds))
+        (test_normalization.test_mask_is_that_of_the_output, (format, bounds, False))
         for format in test_normalization.FORMATS
         for bounds in ((0.0, None), (-0.5, 0.25))
     ),
