@@ -3,6 +3,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#include <algorithm>
+#include <atomic>
+#include <memory>
 #include <string>
 
 #include "../cpu/dispatch.h"
@@ -44,7 +47,28 @@ const char* capability_name(Capability capability) {
 }  // namespace cpu
 
 void parallel(int64_t count, int64_t grain, const c10::function_ref<void(int64_t, int64_t)>& body) {
-  if (count > 0) at::parallel_for(0, count, grain, body);
+  if (count <= 0) return;
+  const int64_t threads =
+      at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), (count + grain - 1) / grain);
+  if (threads == 1) return body(0, count);
+  constexpr int64_t kPiecesPerThread = 16;
+  const int64_t pieces = std::min(count, threads * kPiecesPerThread);
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const auto shares = std::make_unique<Share[]>(threads);
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    shares[thread].next.store(pieces * thread / threads, std::memory_order_relaxed);
+    shares[thread].end = pieces * (thread + 1) / threads;
+  }
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    for (int64_t i = 0; i < threads; ++i) {
+      Share& share = shares[(thread + i) % threads];
+      for (int64_t piece; (piece = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        body(count * piece / pieces, count * (piece + 1) / pieces);
+    }
+  });
 }
 
 }  // namespace convlab
