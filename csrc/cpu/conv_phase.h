@@ -12,7 +12,7 @@
 namespace convlab::cpu::CONVLAB_ISA {
 
 // Tasks below which a problem is cut finer: enough for threads to even out, none if there is one thread.
-constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 4 * threads; }
+constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 6 * threads; }
 
 struct AxisPhase {
   int64_t first, step, count;  // written pixels first + step*i, i < count

@@ -41,27 +41,33 @@ class TileRows {
     return tiles * (y < 5 ? y * kLines + x : 5 * kLines + M * x);
   }
 
+  struct Position {
+    int64_t n, y, x;
+  };
+  Position position(int64_t tile) const {
+    return {tile / tiles_[1] / tiles_[0], tile / tiles_[1] % tiles_[0], tile % tiles_[1]};
+  }
   // Rows of all tiles before one.
-  int64_t rows_before(int my, int mx, int64_t tile) const {
-    const int64_t n = tile / tiles_[1] / tiles_[0], y = tile / tiles_[1] % tiles_[0], x = tile % tiles_[1];
-    const int64_t lines = n * axis_rows_[0][my] + y * rows_of(my, M);
-    return lines * axis_rows_[1][mx] + (x > 0 ? rows_of(my, tile_outputs(0, y)) * x * rows_of(mx, M) : 0);
+  int64_t rows_before(int my, int mx, const Position& at) const {
+    const int64_t lines = at.n * axis_rows_[0][my] + at.y * rows_of(my, M);
+    return lines * axis_rows_[1][mx] + (at.x > 0 ? rows_of(my, tile_outputs(0, at.y)) * at.x * rows_of(mx, M) : 0);
   }
 
-  // Tiles of a block that lie in one row of tiles: the first row, of each pair of matrices, of the first tile.
+  // Tiles of a block that lie in one row of tiles.
   struct Strip {
-    int64_t outputs;  // of its tiles, along y
-    int64_t column;   // of the first tile
-    int64_t first[kMatrices][kMatrices];
+    int64_t outputs;                      // of its tiles, along y
+    int64_t column;                       // of the first tile
+    int64_t first[kMatrices][kMatrices];  // of each pair of matrices, the first row of the first tile
   };
   // `room`: for how many full tiles there is room in the block.
   Strip strip_at(int64_t block_begin, int64_t tile, int64_t room) const {
+    const Position begin = position(block_begin), at = position(tile);
     Strip strip;
-    strip.outputs = tile_outputs(0, tile / tiles_[1] % tiles_[0]);
-    strip.column = tile % tiles_[1];
+    strip.outputs = tile_outputs(0, at.y);
+    strip.column = at.x;
     for (int y = 0; y < kMatrices; ++y)
       for (int x = 0; x < kMatrices; ++x)
-        strip.first[y][x] = first_row(y, x, room) + rows_before(y, x, tile) - rows_before(y, x, block_begin);
+        strip.first[y][x] = first_row(y, x, room) + rows_before(y, x, at) - rows_before(y, x, begin);
     return strip;
   }
 
@@ -72,21 +78,18 @@ class TileRows {
 
     int lines(int axis) const { return static_cast<int>(R == 2 ? 2 * outputs[axis] + 1 : outputs[axis] + 2); }
   };
-  Tile tile_at(const Strip& strip, int64_t index) const {
+  // visit(tile, its number) for the first `count` tiles of a strip.
+  template <class Visit>
+  void for_each_tile(const Strip& strip, int64_t count, const Visit& visit) const {
     Tile tile;
-    tile.outputs[0] = strip.outputs;
-    tile.outputs[1] = tile_outputs(1, strip.column + index);
-    const int lines = tile.lines(0), columns = tile.lines(1);
-    for (int i = 0; i < lines; ++i) {
-      const Line y = line(i, tile.outputs[0]);
-      for (int j = 0; j < columns; ++j) {
-        const Line x = line(j, tile.outputs[1]);
-        const int64_t before = index * rows_of(y.matrix, tile.outputs[0]) * rows_of(x.matrix, M);
-        tile.row[i][j] =
-            strip.first[y.matrix][x.matrix] + before + y.index * rows_of(x.matrix, tile.outputs[1]) + x.index;
-      }
+    int64_t step[kLines][kLines];
+    for (int64_t index = 0; index < count; ++index) {
+      if (index == 0 || strip.column + index == tiles_[1] - 1)
+        place_tile(strip, index, tile, step);
+      else
+        for (int i = 0; i < kLines * kLines; ++i) tile.row[0][i] += step[0][i];
+      visit(static_cast<const Tile&>(tile), index);
     }
-    return tile;
   }
 
  private:
@@ -96,6 +99,24 @@ class TileRows {
     return matrix == 5 ? m : matrix == 4 || matrix < m;
   }
   int64_t tile_outputs(int axis, int64_t tile) const { return std::min<int64_t>(M, outputs_[axis] - tile * M); }
+
+  // Tile `index` of a strip, and how far its rows are from those of the tile before.
+  void place_tile(const Strip& strip, int64_t index, Tile& tile, int64_t (&step)[kLines][kLines]) const {
+    tile.outputs[0] = strip.outputs;
+    tile.outputs[1] = tile_outputs(1, strip.column + index);
+    for (int i = 0; i < kLines; ++i)
+      for (int j = 0; j < kLines; ++j) tile.row[i][j] = step[i][j] = 0;  // a smaller tile has fewer
+    const int lines = tile.lines(0), columns = tile.lines(1);
+    for (int i = 0; i < lines; ++i) {
+      const Line y = line(i, tile.outputs[0]);
+      for (int j = 0; j < columns; ++j) {
+        const Line x = line(j, tile.outputs[1]);
+        step[i][j] = rows_of(y.matrix, tile.outputs[0]) * rows_of(x.matrix, M);
+        tile.row[i][j] = strip.first[y.matrix][x.matrix] + index * step[i][j] +
+                         y.index * rows_of(x.matrix, tile.outputs[1]) + x.index;
+      }
+    }
+  }
 
   // Which matrix row i of a tile of m outputs belongs to, and the how many-th of its rows it is: finite points,
   // infinity, the middle tap.
@@ -166,15 +187,15 @@ struct TileSource {
   int64_t channels;  // of a pixel; those up to a whole vector are zeros
 
   void advance(int64_t pixels) { corner += pixels * pixel, x += pixels; }
-  // Some channels of `Pixels` pixels of line i.
-  template <int Pixels>
+  // Some channels of `Pixels` pixels of line i. What the next tile reads beyond them, `Step` pixels on, is asked for:
+  // the runs are too short for the processor to foresee it.
+  template <int Pixels, int Step>
   CONVLAB_INLINE void load_line(int64_t i, int64_t channel, vec<A>* d) const {
     const U* from = corner + i * line + channel;
     const bool whole = channel + lanes<A> <= channels, outside = y + i < 0 || y + i >= height;
     if (whole && !outside && x >= 0 && x + Pixels <= width) {
       CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) d[j] = load(from + j * pixel);
-      if constexpr (Pixels > 6)  // too many short runs for the processor to foresee the next channels
-        CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) __builtin_prefetch(from + j * pixel + lanes<A>);
+      CONVLAB_UNROLL for (int j = 0; j < Step; ++j) __builtin_prefetch(from + (Pixels + j) * pixel);
       return;
     }
     CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) {
@@ -199,7 +220,7 @@ void transform_input_tile(const typename TileRows<R>::Tile& tile, const TileSour
       constexpr int m = outputs(), points = m + R - 1;
       for (int64_t i = 0; i < Step * tile.outputs[0] + R - 1; ++i) {
         vec<A> d[Step * m + R - 1];
-        source.template load_line<Step * m + R - 1>(i, c, d);
+        source.template load_line<Step * m + R - 1, Step * m>(i, c, d);
         vec<A>* to = half + i * kLines;
         transform<InputTransform<m, R>, A>(d, Step, to, 1);
         if constexpr (R == 2) CONVLAB_UNROLL for (int j = 0; j < m; ++j) to[points + j] = d[Step * j + middle[1]];
@@ -234,7 +255,7 @@ void transform_gradient_tile(const typename TileRows<R>::Tile& tile, const TileS
     with_outputs(tile.outputs[1], [&](auto outputs) {
       for (int64_t i = 0; i < tile.outputs[0]; ++i) {
         vec<A> d[outputs()];
-        source.template load_line<outputs()>(i, c, d);
+        source.template load_line<outputs(), outputs()>(i, c, d);
         spread(outputs, d, 1, half + i * kLines);
       }
     });

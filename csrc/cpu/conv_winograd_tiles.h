@@ -82,13 +82,15 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
       const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
       const int64_t slice = read_slice(t_.geometry, t_.pass, z, tap);
       const auto transform_tiles = [&](auto source) {
-        for (int64_t tile = 0; tile < strip.tiles; ++tile, source.advance(step))
-          transform_input_tile<A, R, Step>(tile_rows_.tile_at(rows, tile), source, middle_, [&](int64_t channel) {
+        tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) {
+          transform_input_tile<A, R, Step>(tile, source, middle_, [&](int64_t channel) {
             return [to = input + channel, stride = row_stride_](int64_t row) { return to + row * stride; };
           });
+          source.advance(step);
+        });
       };
       if (slice < 0) {
-        for (int64_t tile = 0; tile < strip.tiles; ++tile) clear_rows(tile_rows_.tile_at(rows, tile), input);
+        tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) { clear_rows(tile, input); });
       } else if (last_) {
         const int64_t stride = channels * t_.geometry.groups;
         const T* image = t_.read + (n * t_.read_size[0] + slice) * height * width * stride + group * channels;
@@ -117,11 +119,11 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
   void multiply(int64_t panel, Block block, const A* input, const A* u, int64_t point_stride, int64_t depth,
                 bool accumulate, const Scratch& s) const {
     const int vectors = panel_width<A>(t_.written_channels, panel) / lanes<A>;
-    const int64_t end = block.begin + block.tiles;
+    const auto begin = tile_rows_.position(block.begin), end = tile_rows_.position(block.begin + block.tiles);
     for (int y = 0; y < kMatrices; ++y)
       for (int x = 0; x < kMatrices; ++x, u += point_stride) {
         const int64_t first = Rows::first_row(y, x, block_tiles_);
-        const int64_t count = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, block.begin);
+        const int64_t count = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, begin);
         this->multiply_rows(input + first * row_stride_, u, depth, vectors, count, accumulate,
                             s.product + first * kPanel<A>, s);
       }
@@ -137,19 +139,19 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
     const auto rows = rows_at(block, strip);
     if (last_) {
       T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
-      for (int64_t tile = 0; tile < strip.tiles; ++tile) {
-        const int64_t x = strip.x + tile * tile_size_;
-        untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, columns, t_.epilogue,
-                         image + (strip.y * width + x) * stride, width * stride, stride, lines,
-                         std::min(tile_size_, width - x));
-      }
+      tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
+        const int64_t x = strip.x + index * tile_size_;
+        untransform_tile(tile, s.product, s.bias, columns, t_.epilogue, image + (strip.y * width + x) * stride,
+                         width * stride, stride, lines, std::min(tile_size_, width - x));
+      });
       return;
     }
     const int64_t pixels = std::min(strip.tiles * tile_size_, width - strip.x), pitch = strip.tiles * tile_size_;
-    for (int64_t tile = 0; tile < strip.tiles; ++tile)
-      untransform_tile(tile_rows_.tile_at(rows, tile), s.product, s.bias, round_up(columns, lanes<A>), Epilogue<A>{},
-                       s.strip + tile * tile_size_ * kPanel<A>, pitch * kPanel<A>, int64_t{kPanel<A>}, lines,
-                       std::min(tile_size_, pixels - tile * tile_size_));
+    tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
+      untransform_tile(tile, s.product, s.bias, round_up(columns, lanes<A>), Epilogue<A>{},
+                       s.strip + index * tile_size_ * kPanel<A>, pitch * kPanel<A>, int64_t{kPanel<A>}, lines,
+                       std::min(tile_size_, pixels - index * tile_size_));
+    });
     const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
     const int64_t plane = t_.written_pixels();
     T* image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
@@ -182,6 +184,7 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
           U* target = corner + i * line + k;
           CONVLAB_UNROLL for (int j = 0; j < kPairs * m; ++j, target += pixel) {
             if (R == 2 && j >= pixels) break;
+            __builtin_prefetch(target + kPairs * m * pixel);  // the next tile's
             if (whole)
               epilogue.store(target, y[j] + start);
             else

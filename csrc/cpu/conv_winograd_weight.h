@@ -82,7 +82,8 @@ class WinogradWeight {
     A* sums = rounds_ == 1 ? s.sums : shared.sums + task * sums_size();
     const A* input = shared.input + (block.group * slices_ + block.slice) * channel_blocks_ * pitch(lanes<A>);
     const A* gradient = shared.gradient + (block.group * panels_ + block.panel) * pitch(kPanel<A>);
-    const int64_t end = std::min(lines_, (arguments_.round + 1) * round_lines_) * tiles_[1];
+    const auto begin = tile_rows_.position(round_begin());
+    const auto end = tile_rows_.position(std::min(lines_, (arguments_.round + 1) * round_lines_) * tiles_[1]);
     const A* row[kTileRows];
     A* output[kTileRows];
     TileProduct<A> product;
@@ -90,7 +91,7 @@ class WinogradWeight {
     product.outputs = output;
     for (int y = 0; y < N; ++y)
       for (int x = 0; x < N; ++x) {
-        const int64_t depth = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, round_begin());
+        const int64_t depth = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, begin);
         for (int64_t done = 0; done == 0 || done < depth; done += kDepth) {  // sums of no rows are zeros
           const int64_t first = Rows::first_row(y, x, room_) + done;
           const A* panel = gradient + first * width;
@@ -176,13 +177,12 @@ class WinogradWeight {
 
   void clear_rows(A* target, int64_t line) const {
     const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
-    for (int64_t index = 0; index < tiles_[1]; ++index) {
-      const Tile tile = tile_rows_.tile_at(strip, index);
+    tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
       for (int64_t block = 0; block < channel_blocks_; ++block)
         for (int i = 0; i < tile.lines(0); ++i)
           for (int j = 0; j < tile.lines(1); ++j)
             store(target + block * pitch(lanes<A>) + tile.row[i][j] * lanes<A>, vec<A>{});
-    }
+    });
   }
 
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
@@ -206,8 +206,10 @@ class WinogradWeight {
     const int64_t height = size[1], width = size[2], n = line / tiles_[0] / g_.output[0];
     const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
     const auto visit_all = [&](auto source) {
-      for (int64_t tile = 0; tile < tiles_[1]; ++tile, source.advance(step))
-        visit(tile_rows_.tile_at(strip, tile), source);
+      tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
+        visit(tile, source);
+        source.advance(step);
+      });
     };
     if (last_) {
       const int64_t stride = channels * g_.groups;

@@ -50,6 +50,10 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
   if (t.accumulate)  // what comes last must come from memory, too
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) __builtin_prefetch(t.outputs[r] + t.output_offset);
+  constexpr int vectors_per_line = std::max<int>(1, 64 / (lanes<A> * sizeof(T)));
+  if (t.epilogue)  // and so must the lines that are written
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; v += vectors_per_line)
+        __builtin_prefetch(t.written[r] + t.written_offset + v * lanes<A>);
   const S* const* rows = t.rows;
   constexpr int64_t line = 64 / sizeof(S);
   const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for

@@ -92,10 +92,10 @@ at::Tensor empty_in_layout(Size size, const at::Tensor& like, Layout layout,
   return flat ? tensor.squeeze(2) : tensor;
 }
 
-// Calls body(begin, end) on disjoint ranges covering [0, count), on torch's threads, as many as have `grain` of it. Each
-// thread begins with a share of its own, for what its cache still holds, and then takes pieces that others have not begun:
-// cores are seldom equally fast, and an even split waits for the slowest. Results must not depend on how the range is
-// cut.
+// Calls body(begin, end) on disjoint ranges covering [0, count), on torch's threads, as many as have `grain` of it.
+// Each thread begins with a share of its own, for what its cache still holds, and then takes pieces that others have
+// not begun: cores are seldom equally fast, and an even split waits for the slowest. Results must not depend on how the
+// range is cut.
 void parallel(int64_t count, int64_t grain, const c10::function_ref<void(int64_t, int64_t)>& body);
 
 }  // namespace convlab
