@@ -42,18 +42,25 @@ struct TileProduct {
   int64_t written_offset = 0;
 };
 
+constexpr int64_t kWorthPrefetching = 48;  // steps of a tile; with fewer, asking for lines costs more than waiting
+
+template <int Rows, int Columns, class T>
+CONVLAB_INLINE void prefetch_rows(T* const* rows, int64_t offset) {
+  CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int j = 0; j < Columns; j += 64 / sizeof(T))
+      __builtin_prefetch(rows[r] + offset + j);
+}
+
 // Step: distance in memory of successive reduction elements of a row.
 template <class A, class S, class T, int Rows, int Vectors, int Step>
 void multiply_tile(const TileProduct<A, S, T>& t) {
   using Operand = CONVLAB_ISA::Operand<S>;
   vec<A> sum[Rows][Vectors];
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
-  if (t.accumulate)  // what comes last must come from memory, too
-    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) __builtin_prefetch(t.outputs[r] + t.output_offset);
-  constexpr int vectors_per_line = std::max<int>(1, 64 / (lanes<A> * sizeof(T)));
-  if (t.epilogue)  // and so must the lines that are written
-    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; v += vectors_per_line)
-        __builtin_prefetch(t.written[r] + t.written_offset + v * lanes<A>);
+  // What comes last must come from memory, too, if there is time for it.
+  if (t.segments * t.depth >= kWorthPrefetching) {
+    if (t.accumulate || !t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.outputs, t.output_offset);
+    if (t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
+  }
   const S* const* rows = t.rows;
   constexpr int64_t line = 64 / sizeof(S);
   const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
