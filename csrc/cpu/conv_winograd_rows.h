@@ -87,7 +87,8 @@ class TileRows {
       if (index == 0 || strip.column + index == tiles_[1] - 1)
         place_tile(strip, index, tile, step);
       else
-        for (int i = 0; i < kLines * kLines; ++i) tile.row[0][i] += step[0][i];
+        for (int i = 0; i < kLines; ++i)
+          for (int j = 0; j < kLines; ++j) tile.row[i][j] += step[i][j];
       visit(static_cast<const Tile&>(tile), index);
     }
   }
