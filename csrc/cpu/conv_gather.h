@@ -89,11 +89,11 @@ CONVLAB_INLINE void copy_span(const T* source, int64_t step, int64_t count, T* t
   for (; i < count; ++i) target[i] = source[i * distance];
 }
 
-// The tensor that is read: NC(D)HW, from the first channel wanted.
+// The tensor that is read, from the first channel wanted.
 template <class T>
 struct GatherSource {
   const T* data;
-  int64_t batch_stride, channel_stride;
+  int64_t batch_stride, channel_stride, pixel_stride;
   const int64_t* size;
   int64_t channels;  // wanted
 };
@@ -122,11 +122,12 @@ CONVLAB_INLINE void copy_pixels(const T* from, const T* next, int64_t step, int6
 template <class T, class S, int Pair = products<S>>
 void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, int64_t run_count, S* matrix,
             int64_t channel_rows, int64_t tap_rows) {
-  const int64_t step = phase.axis[2].read_step, plane = phase.axis[2].taps, lines = phase.axis[1].taps;
+  const int64_t read_step = phase.axis[2].read_step, step = read_step * source.pixel_stride;
+  const int64_t plane = phase.axis[2].taps, lines = phase.axis[1].taps;
   for (const Run* run = runs; run < runs + run_count; ++run)
     for (int64_t jx = 0; jx < plane; ++jx) {
-      const int64_t x = run->x * step + phase.axis[2].offset(jx);
-      const Inside inside(x, step, run->length, source.size[2]);
+      const int64_t x = run->x * read_step + phase.axis[2].offset(jx);
+      const Inside inside(x, read_step, run->length, source.size[2]);
       for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
         for (int64_t jy = 0; jy < lines; ++jy) {
           const int64_t z = run->z * phase.axis[0].read_step + phase.axis[0].offset(jz);
@@ -135,7 +136,8 @@ void gather(const GatherSource<T>& source, const Phase& phase, const Run* runs, 
           const int64_t begin = outside ? run->length : inside.begin, end = outside ? begin : inside.end;
           const int64_t tap = (jz * lines + jy) * plane + jx;
           S* row = matrix + (run->target + tap * tap_rows * run->pitch) * Pair;
-          const T* from = source.data + run->n * source.batch_stride + (z * source.size[1] + y) * source.size[2] + x;
+          const int64_t pixel = (z * source.size[1] + y) * source.size[2] + x;
+          const T* from = source.data + run->n * source.batch_stride + pixel * source.pixel_stride;
           for (int64_t c = 0; c < source.channels; c += Pair) {
             const T* next = c + 1 < source.channels ? from + source.channel_stride : nullptr;
             for (int64_t i = 0; i < begin * Pair; ++i) row[i] = S{};

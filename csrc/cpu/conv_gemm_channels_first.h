@@ -100,7 +100,11 @@ class GemmChannelsFirst {
       const int64_t steps = divide_up(channels, products<S>);
       const int64_t stride = t_.read_pixels();
       const GatherSource<T> source{t_.read + (group * t_.read_channels + channel) * stride,
-                                   t_.read_channels * t_.geometry.groups * stride, stride, t_.read_size, channels};
+                                   t_.read_channels * t_.geometry.groups * stride,
+                                   stride,
+                                   1,
+                                   t_.read_size,
+                                   channels};
       if (weights_in_place_)
         gather(source, phase, s.runs, run_count, s.panels, phase.taps(), 1);
       else

@@ -3,7 +3,8 @@
 // Idea: a product whose reduction runs over pixels. Channels last, rows are filters and columns are (tap, channel):
 // grad_output is packed into stripes of a few filters, what the pixels read is gathered into panels. Channels first,
 // rows are (channel, tap), gathered as in the forward pass, and columns are filters: grad_output is transposed into
-// panels, which costs little because every column of the gathered matrix uses it. Where a step of the reduction takes
+// panels, which costs little because every column of the gathered matrix uses it. So it is in channels last, too, if
+// there are few channels, where panels would be filled element by element. Where a step of the reduction takes
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
 // covers one block of pixels; blocks are added up in the workspace, which holds one sum per chunk of the batch's pixels
 // so that small weights still give work to every thread. Chunks depend on the geometry alone, and `finish` adds them in
@@ -30,10 +31,12 @@ class GemmWeight {
     const int64_t taps = geometry_.taps(), patch = channels_ * taps;
     pointwise_ = taps == 1 && geometry_.input[2] == geometry_.output[2] && geometry_.input[1] == 1 &&
                  geometry_.input[0] == 1;  // what without_needless_axes makes of a 1x1 kernel
-    rows_ = last_ ? filters_ : patch;
-    columns_ = last_ ? patch : filters_;
+    const bool few = geometry_.groups == 1 && channels_ <= kFewChannels && taps > 1 && patch <= kSplitRows;
+    patch_rows_ = !last_ || (few && products<S> == 1);
+    rows_ = patch_rows_ ? patch : filters_;
+    columns_ = patch_rows_ ? filters_ : patch;
     pitch_ = round_up(columns_, lanes<A>);
-    if (last_) {
+    if (!patch_rows_) {
       split_count_ = divide_up(columns_, kSplitPanels * kPanel<A>);
       split_size_ = kSplitPanels * kPanel<A>;
     } else {
@@ -48,7 +51,7 @@ class GemmWeight {
     part_count_ = divide_up(filters_, part_size_);
     chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_ * part_count_));
     chunks_ = std::max<int64_t>(1, std::min(chunks_, kMaxPartialBytes / partial_bytes));
-    in_place_ = last_ && chunks_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
+    in_place_ = !patch_rows_ && chunks_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
   }
 
   ConvPlan plan() const {
@@ -77,10 +80,10 @@ class GemmWeight {
     const int64_t first_block = blocks_ * chunk / chunks_, last_block = blocks_ * (chunk + 1) / chunks_;
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t begin = block * kBlockPixels, pixels = std::min(kBlockPixels, pixels_ - begin);
-      if (last_)
-        multiply_channels_last(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
+      if (patch_rows_)
+        multiply_patch_rows(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
       else
-        multiply_channels_first(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
+        multiply_patch_columns(phase, group, filters, chunk, split, begin, pixels, block > first_block, s);
     }
   }
 
@@ -94,20 +97,21 @@ class GemmWeight {
       for (int64_t row = begin; row < end; ++row) {
         vec<A> sum = load(partial(0, group, row) + column);
         for (int64_t chunk = 1; chunk < chunks_; ++chunk) sum += load(partial(chunk, group, row) + column);
-        if (last_)
-          store_columns(group, row, column, width, sum);
-        else
+        if (patch_rows_)
           store(sums[row - begin], sum);
+        else
+          store_columns(group, row, column, width, sum);
       }
-      if (!last_) store_transposed(group, begin, end - begin, column, width, sums);
+      if (patch_rows_) store_transposed(group, begin, end - begin, column, width, sums);
     }
   }
 
  private:
   static constexpr int64_t kBlockPixels = 256;                             // one chain of additions
   static constexpr int64_t kPartFilters = 256;                             // filters of a task
-  static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task, channels last
-  static constexpr int64_t kSplitRows = 288;                               // rows of a task, channels first
+  static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task: of patches
+  static constexpr int64_t kSplitRows = 288;                               // rows of a task: of patches
+  static constexpr int64_t kFewChannels = 4;
   static constexpr int64_t kEnoughTasks = 16;
   static constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
   static constexpr int kFinishRows = lanes<A>;
@@ -123,9 +127,10 @@ class GemmWeight {
     int64_t first, count;
   };
   struct Scratch {
-    S* gathered;  // channels last: [panel][step][column][products]; channels first: [row][pixel]
-    S* gradient;  // channels last: [stripe][step][filter][products]; channels first: [panel][step][filter][products]
-    S* spare;     // channels last: zeros; channels first: `lanes` rows of grad_output
+    // Columns are patches; rows are.
+    S* gathered;  // [panel][step][column][products]; [row][pixel]
+    S* gradient;  // [stripe][step][filter][products]; [panel][step][filter][products]
+    S* spare;     // zeros; `lanes` rows of grad_output
     Run* runs;
     A** outputs;
     const S** rows;
@@ -133,11 +138,11 @@ class GemmWeight {
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
-    const int64_t gathered =
-        last_ ? std::min(kSplitPanels, divide_up(columns_, kPanel<A>)) * kPanelPitch : split_size_ * taps * kRowPitch;
-    const int64_t gradient = last_ ? divide_up(part_size_, kStripe) * kStripePitch
-                                   : round_up(part_size_, lanes<A>) * (kBlockPixels + products<S>);
-    const int64_t spare = products<S> == 1 ? 0 : last_ ? kPanel<A> : lanes<A> * kRowPitch;
+    const int64_t gathered = patch_rows_ ? split_size_ * taps * kRowPitch
+                                         : std::min(kSplitPanels, divide_up(columns_, kPanel<A>)) * kPanelPitch;
+    const int64_t gradient = patch_rows_ ? round_up(part_size_, lanes<A>) * (kBlockPixels + products<S>)
+                                         : divide_up(part_size_, kStripe) * kStripePitch;
+    const int64_t spare = products<S> == 1 ? 0 : patch_rows_ ? lanes<A> * kRowPitch : kPanel<A>;
     return {carver.take<S>(gathered),       carver.take<S>(gradient),   carver.take<S>(spare),
             carver.take<Run>(kBlockPixels), carver.take<A*>(kTileRows), carver.take<const S*>(kTileRows)};
   }
@@ -150,7 +155,7 @@ class GemmWeight {
 
   // ---- channels last: rows are filters, columns are (tap, channel)
 
-  void multiply_channels_last(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
+  void multiply_patch_columns(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
     pack_gradient(group, filters, begin, pixels, s.gradient);
     const int64_t first_column = split * split_size_, columns = std::min(split_size_, columns_ - first_column);
@@ -314,10 +319,11 @@ class GemmWeight {
       store_partial(target, sum, width);
   }
 
-  // ---- channels first: rows are (channel, tap), columns are filters
+  // ---- channels first, or few channels: columns are filters, rows are what lies in that order in the weight,
+  // (channel, tap) or (tap, channel)
 
-  void multiply_channels_first(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
-                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
+  void multiply_patch_rows(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
+                           int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
     const int64_t taps = geometry_.taps(), first_channel = split * split_size_;
     const int64_t channels = std::min(split_size_, channels_ - first_channel);
     PixelWalk pixel(phase, begin);
@@ -328,14 +334,21 @@ class GemmWeight {
       pixel.advance(length);
       column += length;
     }
-    const int64_t image = geometry_.input_pixels();
-    const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * image,
-                                 geometry_.in_channels * image, image, geometry_.input, channels};
+    const int64_t image = geometry_.input_pixels(), channel_stride = last_ ? 1 : image;
+    const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * channel_stride,
+                                 geometry_.in_channels * image,
+                                 channel_stride,
+                                 last_ ? channels_ : 1,
+                                 geometry_.input,
+                                 channels};
     const int64_t rows = channels * taps, steps = divide_up(pixels, products<S>);
-    gather<T, S, 1>(source, phase, s.runs, run_count, s.gathered, taps, 1);
+    gather<T, S, 1>(source, phase, s.runs, run_count, s.gathered, last_ ? 1 : taps, last_ ? channels : 1);
     for (int64_t pixel = pixels; pixel < steps * products<S>; ++pixel)
       for (int64_t row = 0; row < rows; ++row) s.gathered[row * kRowPitch + pixel] = S{};
-    transpose_gradient(group, filters, begin, pixels, s);
+    if (!last_)
+      transpose_gradient(group, filters, begin, pixels, s);
+    else if constexpr (products<S> == 1)
+      copy_gradient(group, filters, begin, pixels, s.gradient);
 
     TileProduct<A, S> product;
     product.rows = s.rows;
@@ -353,6 +366,20 @@ class GemmWeight {
           s.outputs[r] = partial(chunk, group, first_channel * taps + row + r) + filters.first + column;
         }
         tile_kernel<A, 1, S>(static_cast<int>(height), panel_width<A>(filters.count - column, 0) / lanes<A>)(product);
+      }
+    }
+  }
+
+  // [pixel][filter] -> [panel][pixel][filter]
+  void copy_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
+    const int64_t stride = geometry_.out_channels;
+    const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
+    for (int64_t p = 0; p < pixels; ++p, source += stride) {
+      prefetch_row(source, stride, filters.count);
+      for (int64_t k = 0; k < filters.count; k += lanes<A>) {
+        const int64_t panel = k / kPanel<A> * kPanel<A>, left = filters.count - k;
+        S* to = target + panel * kBlockPixels + p * panel_width<A>(filters.count - panel, 0) + k - panel;
+        store(to, left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
       }
     }
   }
@@ -417,7 +444,9 @@ class GemmWeight {
 
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
-  bool last_, pointwise_, in_place_;  // in_place_: sums are kept in the weight itself
+  bool last_, pointwise_;
+  bool patch_rows_;  // rows of the product are parts of patches, columns are filters; or the other way round
+  bool in_place_;    // sums are kept in the weight itself
   int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
   int64_t pixels_, blocks_, chunks_;
 };
