@@ -31,7 +31,7 @@ COMPILE_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
-    "-falign-loops=64",  # where the short loop of a register tile happens to start decides several percent
+    "-falign-loops=64",  # where the short loop of a register tile starts is left to chance otherwise
     "-Wall",
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
