@@ -88,11 +88,15 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_wor
 // A weight that is brought into a kernel's order, or whose gradient comes from it.
 constexpr double kPerPacked = 16, kPerWritten = 2;
 
+double packing_cost(const ConvProblem& problem) {
+  return problem.packed ? 0 : kPerPacked * static_cast<double>(problem.geometry.weight_elements());
+}
+
 // Winograd's transforms handle whole vectors of channels; 16 is the widest.
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
 double winograd_cost(const ConvProblem& problem) {
-  constexpr double points = 36, per_output = 12, per_weight = 7;
+  constexpr double points = 36, per_output = 12;
   const ConvGeometry& g = problem.geometry;
   const bool forward = problem.pass != Pass::backward_input;
   const int64_t* written = forward ? g.output : g.input;
@@ -107,7 +111,10 @@ double winograd_cost(const ConvProblem& problem) {
     return 2 * outputs + (outputs + 3) / 4;
   };
   const bool weight = problem.pass == Pass::backward_weight;
-  const double tiles = static_cast<double>(g.batch * written[0] * rows(written[1]) * rows(written[2])) / points;
+  const double images = static_cast<double>(g.batch * written[0]);
+  const double tiles = images * static_cast<double>(rows(written[1]) * rows(written[2])) / points;
+  // Few tiles transform the weights piece by piece, in every call.
+  const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
   // Each tap along z reads channels of its own.
   const auto slices = static_cast<double>(g.kernel[0]);
   const double read = slices * static_cast<double>(read_channels);
@@ -134,7 +141,8 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double multiply_adds = static_cast<double>(g.multiply_adds());
   // The sums of a gradient of few pixels are kept where they belong.
   const bool in_place = problem.pass == Pass::backward_weight && g.taps() == 1;
-  const double packing = (in_place ? kPerWritten : kPerPacked) * static_cast<double>(g.weight_elements());
+  const double packing =
+      in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     if (written <= (pairs ? few : lanes) && g.taps() > 1)
@@ -160,7 +168,7 @@ double direct_cost(const ConvProblem& problem) {
   const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
   const double each = problem.pass == Pass::backward_weight ? weights : strided ? strided_windows : windows;
   return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) +
-         kPerPacked * static_cast<double>(g.weight_elements());
+         packing_cost(problem);
 }
 
 // Weights are not copied, but pixels may be, where their channels do not lie together. Lanes are channels of the input;

@@ -16,7 +16,8 @@ struct ConvProblem {
   Pass pass = Pass::forward;
   Dtype dtype = Dtype::float32;
   Device device = Device::cpu;
-  bool tf32 = false;  // on CUDA, float32 operands may be rounded to tf32
+  bool tf32 = false;    // on CUDA, float32 operands may be rounded to tf32
+  bool packed = false;  // on the CPU, the weight is kept in the order in which the kernel reads it
 };
 
 // Images of one pixel, which are dense in both layouts, become one line of pixels, as a fully connected layer has it.

@@ -87,8 +87,8 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<Device>(m, "Device").value("cpu", Device::cpu).value("cuda", Device::cuda);
   m.def(
       "explain",
-      [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device) {
-        ConvProblem problem{geometry, pass, dtype, device, device == Device::cuda && tf32_is_allowed()};
+      [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device, bool packed) {
+        ConvProblem problem{geometry, pass, dtype, device, device == Device::cuda && tf32_is_allowed(), packed};
         if (device == Device::cpu) join_pixels(problem.geometry);  // as the operators do
         py::dict verdicts;
         for (int index = 0; index < kAlgorithms; ++index) {
@@ -100,7 +100,7 @@ PYBIND11_MODULE(_C, m) {
         }
         return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
       },
-      py::arg("geometry"), py::arg("pass"), py::arg("dtype"), py::arg("device"));
+      py::arg("geometry"), py::arg("pass"), py::arg("dtype"), py::arg("device"), py::arg("packed"));
   m.def(
       "workspace",
       [](const ConvGeometry& geometry, Pass pass, const std::string& algorithm, bool channels_last, int threads) {
@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
         for (int index = 0; index < kAlgorithms; ++index)
           if (algorithm == algorithm_name(static_cast<Algorithm>(index))) {
             const cpu::ConvPlan plan = cpu::conv_kernels<float>().algorithm[index].plan(arguments);
-            return py::make_tuple(plan.shared_bytes, plan.scratch_bytes);
+            return py::make_tuple(plan.packed_bytes + plan.shared_bytes, plan.scratch_bytes);
           }
         throw py::value_error("unknown algorithm: " + algorithm);
       },

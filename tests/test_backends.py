@@ -11,7 +11,7 @@ from helpers import run_python
 
 import torch_convlab
 from torch_convlab import backends
-from torch_convlab.functional import conv2d
+from torch_convlab.functional import conv2d, conv_fused, pack_weight
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,19 @@ def test_autotuned_gradients(layer):
     torch.nn.functional.conv2d(*reference, padding=1).square().sum().backward()
     for ours, theirs in zip((input, weight), reference):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=2e-5 * theirs.grad.abs().max().item())
+
+
+def test_autotune_measures_with_the_weight_that_a_fused_layer_keeps(layer):
+    input, weight = layer
+    with backends.flags(autotune=True):
+        packed = pack_weight(input, weight, padding=1)
+        ((key, (chosen, seconds)),) = backends.tuned().items()
+        output = conv_fused(input, weight, padding=1, packed=packed)
+        assert key.endswith(" packed") and list(backends.tuned()) == [key] and len(seconds) > 1
+        run_as("auto", layer)
+        assert len(backends.tuned()) == 2  # without a packed weight it is another problem
+    assert torch.equal(packed, pack_weight(input, weight, padding=1, algorithm=chosen))
+    assert torch.equal(output, run_as(chosen, layer))
 
 
 def test_autotune_and_precision(layer):

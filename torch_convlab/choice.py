@@ -40,6 +40,7 @@ def explain_convolution(
     pass_="forward",
     dtype=torch.float32,
     device="cpu",
+    packed=False,
 ) -> Choice:
     """Say which algorithm ``"auto"`` takes for a convolution, and what each algorithm says to it.
 
@@ -50,6 +51,7 @@ def explain_convolution(
         pass_: ``"forward"``, ``"backward_input"`` or ``"backward_weight"``.
         dtype: float32, float64, bfloat16 or float16.
         device: ``"cpu"`` or ``"cuda"``, as a string or `torch.device`; none need be there.
+        packed: whether the weight is kept as the kernel reads it, as layers of a fused model keep it in eval mode.
 
     Raises:
         ValueError: sizes, `pass_`, `dtype` or `device` that no convolution has.
@@ -86,6 +88,6 @@ def explain_convolution(
     if kind not in _C.Device.__members__:
         raise ValueError(f"expected device to be one of {', '.join(_C.Device.__members__)}, got {device}")
     chosen, verdicts = _C.explain(
-        geometry, _C.Pass.__members__[pass_], _C.Dtype.__members__[name], _C.Device.__members__[kind]
+        geometry, _C.Pass.__members__[pass_], _C.Dtype.__members__[name], _C.Device.__members__[kind], bool(packed)
     )
     return Choice(chosen, {key: Verdict(reason or None, cost) for key, (reason, cost) in verdicts.items()})

@@ -7,12 +7,18 @@
 namespace convlab::cpu::CONVLAB_ISA {
 
 // An algorithm's `with(arguments, body)` calls body with the object that computes this problem; the object has
-// plan(), run(scratch, task) and, where it needs them, prepare(scratch, task) and finish(task).
+// plan(), run(scratch, task) and, where it needs them, pack(task), prepare(scratch, task) and finish(task).
 template <template <class> class Algorithm, class T>
 ConvKernels<T> kernels_of() {
   ConvKernels<T> kernels;
   kernels.plan = [](const ConvArguments<T>& arguments) {
     return Algorithm<T>::with(arguments, [](const auto& problem) { return problem.plan(); });
+  };
+  kernels.pack = [](const ConvArguments<T>& arguments, int64_t begin, int64_t end) {
+    Algorithm<T>::with(arguments, [&](const auto& problem) {
+      if constexpr (requires { problem.pack(begin); })
+        for (int64_t task = begin; task < end; ++task) problem.pack(task);
+    });
   };
   kernels.prepare = [](const ConvArguments<T>& arguments, void* scratch, int64_t begin, int64_t end) {
     Algorithm<T>::with(arguments, [&](const auto& problem) {

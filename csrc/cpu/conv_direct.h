@@ -43,10 +43,9 @@ class DirectTransfer {
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.packs_weight = true;
-    plan.prepare_tasks = blocks_;
+    plan.pack_tasks = blocks_;
     plan.run_tasks = t_.phase_count * t_.geometry.batch * blocks_ * planes_ * strips_ * segments_;
-    plan.shared_bytes = blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
+    plan.packed_bytes = blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -54,9 +53,9 @@ class DirectTransfer {
   }
 
   // The weights of a block as [tap][read channel][lane].
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const ChannelBlock<A> block = channel_block(task);
-    A* target = static_cast<A*>(arguments_.shared) + task * block_weights();
+    A* target = static_cast<A*>(arguments_.packed) + task * block_weights();
     for (int64_t tap = 0; tap < t_.geometry.taps(); ++tap)
       for (int64_t j = 0; j < t_.read_channels; ++j, target += lanes<A>)
         for (int64_t lane = 0; lane < lanes<A>; ++lane) {
@@ -97,18 +96,16 @@ class DirectTransfer {
 
     vec<A> start{};
     if (t_.bias) start = load_partial(t_.bias + block.first, block.count);
-    const A* weights = static_cast<const A*>(arguments_.shared) + index * block_weights();
+    const A* weights = static_cast<const A*>(arguments_.packed) + index * block_weights();
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < columns; column += kWindowPixels) {
         vec<A> sum[kWindowPixels];
         CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = start;
         const A* lines = s.lines + row * ay->read_step * line_size_ + column * ax->read_step * pixel_size();
-        if (ax->read_step == 1 && ax->offset_step == 1 && ax->taps == 3)
-          add<1, 3>(phase, lines, height, weights, sum);
-        else if (ax->read_step == 2 && ax->offset_step == 1 && ax->taps == 3)
-          add<2, 3>(phase, lines, height, weights, sum);
-        else if (ax->read_step == 1)
-          add<1, 1>(phase, lines, height, weights, sum);
+        if (ax->read_step == 1)
+          add_usual<1>(phase, lines, height, weights, sum);
+        else if (ax->read_step == 2)
+          add_usual<2>(phase, lines, height, weights, sum);
         else
           add<0, 1>(phase, lines, height, weights, sum);
         const int64_t pixels = std::min<int64_t>(kWindowPixels, columns - column);
@@ -154,6 +151,18 @@ class DirectTransfer {
   int64_t pixel_size() const { return t_.read_channels * lanes<A>; }
   // Of the spread lines of a strip, in elements.
   int64_t spread_size() const { return planes_read_ * ((strip_ - 1) * row_step_ + reach_) * line_size_; }
+
+  // The usual numbers of neighbouring taps are unrolled.
+  template <int Step>
+  void add_usual(const Phase& phase, const A* lines, int64_t height, const A* weights,
+                 vec<A> (&sum)[kWindowPixels]) const {
+    const AxisPhase& axis = phase.axis[2];
+    const int64_t taps = axis.offset_step == 1 ? axis.taps : 1;
+    if (taps == 3) return add<Step, 3>(phase, lines, height, weights, sum);
+    if (taps == 5) return add<Step, 5>(phase, lines, height, weights, sum);
+    if (taps == 7) return add<Step, 7>(phase, lines, height, weights, sum);
+    add<Step, 1>(phase, lines, height, weights, sum);
+  }
 
   // A window's sums over all taps and read channels.
   template <int Step, int Taps>

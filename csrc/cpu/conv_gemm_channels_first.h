@@ -44,9 +44,8 @@ class GemmChannelsFirst {
     const ConvGeometry& g = t_.geometry;
     ConvPlan plan;
     if (!weights_in_place_) {
-      plan.prepare_tasks = g.groups * g.taps();
-      plan.packs_weight = true;
-      plan.shared_bytes = g.groups * g.taps() * t_.written_channels * depth_ * static_cast<int64_t>(sizeof(S));
+      plan.pack_tasks = g.groups * g.taps();
+      plan.packed_bytes = g.groups * g.taps() * t_.written_channels * depth_ * static_cast<int64_t>(sizeof(S));
     }
     plan.run_tasks = t_.phase_count * g.groups * pixel_blocks_ * row_blocks_;
     Carver count(nullptr);
@@ -56,7 +55,7 @@ class GemmChannelsFirst {
   }
 
   // One tap of one group: [written channel][read channel], the latter filled up to whole steps.
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const int64_t taps = t_.geometry.taps(), tap = task % taps, group = task / taps;
     S* target = packed(group, tap);
     const T* source =
@@ -142,7 +141,7 @@ class GemmChannelsFirst {
   }
 
   S* packed(int64_t group, int64_t tap) const {
-    return static_cast<S*>(arguments_.shared) + (group * t_.geometry.taps() + tap) * t_.written_channels * depth_;
+    return static_cast<S*>(arguments_.packed) + (group * t_.geometry.taps() + tap) * t_.written_channels * depth_;
   }
 
   // Rows whose pixels follow each other in memory are written by the tiles themselves, except for panels that straddle

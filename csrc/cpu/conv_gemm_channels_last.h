@@ -52,10 +52,9 @@ class GemmChannelsLast {
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.prepare_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
+    plan.pack_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
-    plan.packs_weight = true;
-    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(S));
+    plan.packed_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(S));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -63,7 +62,7 @@ class GemmChannelsLast {
   }
 
   // One tap of one panel of weights.
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const int64_t taps = t_.geometry.taps();
     const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
     const int width = panel_width<A>(t_.written_channels, panel);
@@ -149,7 +148,7 @@ class GemmChannelsLast {
   }
 
   S* packed(int64_t group, int64_t panel) const {
-    return static_cast<S*>(arguments_.shared) + group * group_weights_ + panel * kPanel<A> * panel_depth_;
+    return static_cast<S*>(arguments_.packed) + group * group_weights_ + panel * kPanel<A> * panel_depth_;
   }
 
   int64_t segments(const Phase& phase) const {

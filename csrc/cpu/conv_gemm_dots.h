@@ -40,10 +40,9 @@ class GemmDots {
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.packs_weight = true;
-    plan.prepare_tasks = t_.geometry.groups * t_.geometry.taps();
+    plan.pack_tasks = t_.geometry.groups * t_.geometry.taps();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * lines_ * segments_;
-    plan.shared_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
+    plan.packed_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -51,7 +50,7 @@ class GemmDots {
   }
 
   // One tap of a group, as [vector of read channels][written channel][lane].
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const int64_t taps = t_.geometry.taps(), tap = task % taps, group = task / taps;
     A* target = packed(group, tap);
     for (int64_t first = 0; first < vectors_ * lanes<A>; first += lanes<A>)
@@ -123,7 +122,7 @@ class GemmDots {
             carver.take<T>(vectors_ * lanes<A>)};
   }
   A* packed(int64_t group, int64_t tap) const {
-    return static_cast<A*>(arguments_.shared) + group * group_weights_ +
+    return static_cast<A*>(arguments_.packed) + group * group_weights_ +
            tap * vectors_ * t_.written_channels * lanes<A>;
   }
 

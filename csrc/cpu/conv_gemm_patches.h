@@ -54,10 +54,9 @@ class GemmPatches {
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.packs_weight = true;
-    plan.prepare_tasks = geometry_.groups * panels_;
+    plan.pack_tasks = geometry_.groups * panels_;
     plan.run_tasks = products_ + rest_lines_;
-    plan.shared_bytes = geometry_.groups * group_weights() * static_cast<int64_t>(sizeof(A));
+    plan.packed_bytes = geometry_.groups * group_weights() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -65,7 +64,7 @@ class GemmPatches {
   }
 
   // One panel of weights, [filter][column].
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const int64_t panel = task % panels_, group = task / panels_, first = panel * kPanel<A>;
     const int width = panel_width<A>(columns_, panel);
     A* target = packed(group, panel);
@@ -125,7 +124,7 @@ class GemmPatches {
   int64_t row_pitch() const { return round_up(filters_, lanes<A>) + lanes<A>; }
   int64_t group_weights() const { return round_up(columns_, lanes<A>) * filters_; }
   A* packed(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.shared) + group * group_weights() + panel * kPanel<A> * filters_;
+    return static_cast<A*>(arguments_.packed) + group * group_weights() + panel * kPanel<A> * filters_;
   }
 
   // Channel and tap of a column.

@@ -62,10 +62,9 @@ class GemmPlanes {
   ConvPlan plan() const {
     const ConvGeometry& g = t_.geometry;
     ConvPlan plan;
-    plan.packs_weight = true;
-    plan.prepare_tasks = g.groups * written_blocks_;
+    plan.pack_tasks = g.groups * written_blocks_;
     plan.run_tasks = t_.phase_count * g.batch * group_blocks_ * bands_.number(t_.phase(0));
-    plan.shared_bytes = g.groups * written_blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
+    plan.packed_bytes = g.groups * written_blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -73,7 +72,7 @@ class GemmPlanes {
   }
 
   // A block of written channels of a group, as [read channel][tap][written channel].
-  void prepare(void*, int64_t task) const {
+  void pack(int64_t task) const {
     const int64_t group = task / written_blocks_, first = task % written_blocks_ * kWritten;
     const int64_t taps = t_.geometry.taps(), count = std::min<int64_t>(kWritten, t_.written_channels - first);
     A* target = packed(group, task % written_blocks_);
@@ -165,7 +164,7 @@ class GemmPlanes {
   }
   int64_t block_weights() const { return t_.read_channels * t_.geometry.taps() * kWritten; }
   A* packed(int64_t group, int64_t block) const {
-    return static_cast<A*>(arguments_.shared) + (group * written_blocks_ + block) * block_weights();
+    return static_cast<A*>(arguments_.packed) + (group * written_blocks_ + block) * block_weights();
   }
   static void multiply(const Tile& tile, int64_t written, int64_t length) {
     switch (written) {

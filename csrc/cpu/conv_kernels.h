@@ -1,9 +1,9 @@
 // The interface between ops/convolution.cpp and the convolution kernels of the CPU. No torch.
 //
-// Every algorithm is three functions: `plan` says how much memory and how many independent tasks a problem needs,
-// `prepare` fills the shared workspace (packed or transformed weights), `run` computes a range of tasks, and
-// `finish` combines what the tasks left in the workspace. The result never depends on how tasks are cut into
-// ranges, so it is the same for every number of threads.
+// Every algorithm is five functions: `plan` says how much memory and how many independent tasks a problem needs, `pack`
+// brings the weight into the order in which it is read, `prepare` fills the shared workspace, `run` computes a range of
+// tasks, and `finish` combines what the tasks left in the workspace. The result never depends on how tasks are cut
+// into ranges, so it is the same for every number of threads.
 #pragma once
 #include "../algorithms.h"
 #include "../clamp.h"
@@ -14,15 +14,14 @@
 namespace convlab::cpu {
 
 struct ConvPlan {
-  int64_t rounds = 1;         // prepare and run are repeated, with arguments.round counting; finish comes once
-  int64_t prepare_tasks = 0;  // 0: no prepare step
+  int64_t rounds = 1;  // prepare and run are repeated, with arguments.round counting; pack and finish come once
+  int64_t pack_tasks = 0;
+  int64_t prepare_tasks = 0;
   int64_t run_tasks = 0;
-  int64_t finish_tasks = 0;   // 0: no finish step
+  int64_t finish_tasks = 0;
+  int64_t packed_bytes = 0;   // depends on the weight, the algorithm and the layout alone: may be kept between calls
   int64_t shared_bytes = 0;   // workspace that all threads see
   int64_t scratch_bytes = 0;  // workspace of one thread
-  // Whether what prepare leaves in the shared workspace depends on the weight, the algorithm and the layout alone, so
-  // that it may be kept between calls.
-  bool packs_weight = false;
 };
 
 // The pass decides which of input, weight and output is written; the other two are only read.
@@ -40,7 +39,7 @@ struct ConvArguments {
   const T* residual = nullptr;  // added too, element by element, in the layout of what is written; may be null
   Clamp clamp;                  // last
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
-  void* shared = nullptr;
+  void *packed = nullptr, *shared = nullptr;
   int64_t round = 0;
   int threads = 1;  // how finely to cut tasks; never how to order a sum
 
@@ -50,6 +49,7 @@ struct ConvArguments {
 template <class T>
 struct ConvKernels {
   ConvPlan (*plan)(const ConvArguments<T>&) = nullptr;
+  void (*pack)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;
   void (*prepare)(const ConvArguments<T>&, void* scratch, int64_t begin, int64_t end) = nullptr;
   void (*run)(const ConvArguments<T>&, void* scratch, int64_t begin, int64_t end) = nullptr;
   void (*finish)(const ConvArguments<T>&, int64_t begin, int64_t end) = nullptr;

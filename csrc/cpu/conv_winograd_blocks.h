@@ -12,7 +12,7 @@
 // Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
 // counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
 // transforms some channels of it, and multiplies all tiles with them while they are in cache.
-// Memory: many tiles, 4 x weights shared, and per thread the rows of a block x (channels + panel); few tiles, the rows
+// Memory: many tiles, 4 x weights packed, and per thread the rows of a block x (channels + panel); few tiles, the rows
 // of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
 #pragma once
 #include "conv_winograd_rows.h"
@@ -60,40 +60,45 @@ template <class T, class Kernel>
 class WinogradBlocks {
  public:
   using A = accumulate_t<T>;
-  static constexpr int R = 3, N = 6, kPoints = N * N;  // taps, matrices along an axis
+  static constexpr int R = 3, N = 6;  // taps, matrices along an axis
+  static constexpr int kTaps = R * R, kPoints = N * N;
 
   ConvPlan plan() const {
     const int64_t groups = t_.geometry.groups;
     ConvPlan plan;
-    plan.prepare_tasks =
-        few_tiles_ ? groups * images_ * tiles_[0] : groups * panels_ * divide_up(depth_, kPreparedChannels);
-    plan.packs_weight = !few_tiles_;
+    if (few_tiles_) {
+      plan.prepare_tasks = groups * images_ * tiles_[0];
+      plan.shared_bytes = groups * input_size() * static_cast<int64_t>(sizeof(A));
+    } else {
+      plan.pack_tasks = groups * panels_ * divide_up(depth_, kPackedChannels);
+      plan.packed_bytes = groups * panels_ * panel_weights() * static_cast<int64_t>(sizeof(A));
+    }
     plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
-    plan.shared_bytes = groups * (few_tiles_ ? input_size() : group_weights_) * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
     return plan;
   }
 
+  // Many tiles: U of some channels of a panel.
+  void pack(int64_t task) const {
+    const int64_t blocks = divide_up(depth_, kPackedChannels);
+    const int64_t begin = task % blocks * kPackedChannels, end = std::min(depth_, begin + kPackedChannels);
+    const int64_t panel = task / blocks % panels_, group = task / blocks / panels_;
+    const int width = panel_width<A>(t_.written_channels, panel);
+    transform_weights(group, panel, begin, end, point_stride(depth_), packed(group, panel) + begin * width);
+  }
+
+  // Few tiles: the input of a row of them.
   void prepare(void* scratch, int64_t task) const {
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    if (few_tiles_) {  // one row of tiles
-      const int64_t rows = images_ * tiles_[0], row = task % rows, group = task / rows;
-      for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
-        strip.tile = row * tiles_[1];
-        kernel().transform_input(group, {0, all_tiles_}, strip,
-                                 static_cast<A*>(arguments_.shared) + group * input_size(), s);
-      });
-      return;
-    }
-    const int64_t channel_blocks = divide_up(depth_, kPreparedChannels);
-    const int64_t begin = task % channel_blocks * kPreparedChannels, panel = task / channel_blocks % panels_;
-    const int64_t group = task / channel_blocks / panels_;
-    const int64_t end = std::min(depth_, begin + kPreparedChannels);
-    transform_weights(group, panel, begin, end, point_stride(depth_),
-                      weights(group, panel) + begin * panel_width<A>(t_.written_channels, panel), s);
+    const int64_t rows = images_ * tiles_[0], row = task % rows, group = task / rows;
+    for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
+      strip.tile = row * tiles_[1];
+      kernel().transform_input(group, {0, all_tiles_}, strip,
+                               static_cast<A*>(arguments_.shared) + group * input_size(), s);
+    });
   }
 
   void run(void* scratch, int64_t task) const {
@@ -105,7 +110,7 @@ class WinogradBlocks {
       const A* input = static_cast<const A*>(arguments_.shared) + group * input_size();
       for (int64_t begin = 0; begin < depth_; begin += chunk_) {
         const int64_t end = std::min(depth_, begin + chunk_);
-        transform_weights(group, part, begin, end, point_stride(chunk_), s.weights, s);
+        transform_weights(group, part, begin, end, point_stride(chunk_), s.weights);
         kernel().multiply(part, block, input + begin, s.weights, point_stride(chunk_), end - begin, begin > 0, s);
       }
       write_panel(group, part, block, s);
@@ -117,15 +122,16 @@ class WinogradBlocks {
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int width = panel_width<A>(t_.written_channels, panel);
       for (int64_t c = 0; c < depth_; c += chunk_)
-        kernel().multiply(panel, block, s.input + c, weights(group, panel) + c * width, point_stride(depth_),
+        kernel().multiply(panel, block, s.input + c, packed(group, panel) + c * width, point_stride(depth_),
                           std::min(chunk_, depth_ - c), c > 0, s);
       write_panel(group, panel, block, s);
     }
   }
 
  protected:
-  static constexpr int64_t kFewTilesChunk = 64;  // 36 points x 64 channels x 64 columns of float: 0.6 MB
-  static constexpr int64_t kPreparedChannels = 16;
+  // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
+  static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
+  static constexpr int64_t kPackedChannels = 16;
 
   // tile_size: written pixels of a tile along an axis.
   WinogradBlocks(const ConvArguments<T>& arguments, int64_t tile_size)
@@ -144,7 +150,6 @@ class WinogradBlocks {
         few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, Kernel::kBlockTiles);
     blocks_ = divide_up(all_tiles_, block_tiles_);
     chunk_ = std::min(depth_, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
-    group_weights_ = panels_ * kPoints * point_stride(depth_);
   }
 
   struct Scratch {
@@ -152,7 +157,6 @@ class WinogradBlocks {
     A* product;  // M[row][column]
     A* weights;  // a chunk of U[point][channel][column], unless they are shared
     A* strip;    // [y][x][channel or column], NCHW only
-    A* filters;  // [channel][tap][lane]
     A* bias;     // of one panel
     const A** rows;
     A** outputs;
@@ -212,7 +216,7 @@ class WinogradBlocks {
   int64_t images_;                     // written slices
   int64_t depth_;                      // read channels, of all taps along z
   int64_t row_stride_, strip_stride_;  // of V and of the strip buffer
-  int64_t tile_size_, tiles_[2], panels_, all_tiles_, block_tiles_, blocks_, chunk_, group_weights_;
+  int64_t tile_size_, tiles_[2], panels_, all_tiles_, block_tiles_, blocks_, chunk_;
 
  private:
   const Kernel& kernel() const { return static_cast<const Kernel&>(*this); }
@@ -222,7 +226,6 @@ class WinogradBlocks {
             carver.take<A>(Kernel::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
             carver.take<A>(last_ ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
-            carver.take<A>(kPreparedChannels * R * R * lanes<A>),
             carver.take<A>(kPanel<A>),
             carver.take<const A*>(kTileRows),
             carver.take<A*>(kTileRows)};
@@ -232,8 +235,9 @@ class WinogradBlocks {
   // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
   static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
 
-  A* weights(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.shared) + group * group_weights_ + panel * kPoints * point_stride(depth_);
+  int64_t panel_weights() const { return kPoints * point_stride(depth_); }
+  A* packed(int64_t group, int64_t panel) const {
+    return static_cast<A*>(arguments_.packed) + (group * panels_ + panel) * panel_weights();
   }
 
   template <class Visit>
@@ -253,22 +257,20 @@ class WinogradBlocks {
 
   // G w G^T of the channels begin..end, of all taps along z, of one panel, to
   // target + point*point_stride + (channel-begin)*width.
-  void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride, A* target,
-                         const Scratch& s) const {
+  void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride,
+                         A* target) const {
     const int width = panel_width<A>(t_.written_channels, panel);
+    A filters[kPackedChannels * kTaps * lanes<A>];
     for (int64_t block = begin, channels; block < end; block += channels) {
-      const int64_t slice = block / t_.read_channels, channel = block % t_.read_channels;
-      channels = std::min({kPreparedChannels, end - block, t_.read_channels - channel});
+      channels = std::min({kPackedChannels, end - block, t_.read_channels - block % t_.read_channels});
       for (int lane = 0; lane < width; lane += lanes<A>) {
-        const int64_t first = panel * kPanel<A> + lane;
-        load_filters(group, slice, channel, channels, first, std::min<int64_t>(lanes<A>, t_.written_channels - first),
-                     s.filters);
+        load_filters(group, panel, lane, block, channels, filters);
         for (int64_t c = 0; c < channels; ++c) {
-          vec<A> w[R * R], half[N * R];
-          CONVLAB_UNROLL for (int tap = 0; tap < R * R; ++tap) {
+          vec<A> w[kTaps], half[N * R];
+          CONVLAB_UNROLL for (int tap = 0; tap < kTaps; ++tap) {
             // Backward input sees the filter rotated by 180 degrees.
-            const int from = t_.pass == Pass::forward ? tap : R * R - 1 - tap;
-            w[tap] = load(s.filters + (c * R * R + from) * lanes<A>);
+            const int seen = t_.pass == Pass::forward ? tap : kTaps - 1 - tap;
+            w[tap] = load(filters + (c * kTaps + seen) * lanes<A>);
           }
           CONVLAB_UNROLL for (int x = 0; x < R; ++x)
               transform<typename Kernel::WeightTransform, A>(w + x, R, half + x, R);
@@ -283,12 +285,14 @@ class WinogradBlocks {
     }
   }
 
-  // The taps of one slice between read channels channel.. and the written channels first.., as [channel][tap][lane].
-  void load_filters(int64_t group, int64_t slice, int64_t channel, int64_t channels, int64_t first, int64_t count,
-                    A* filters) const {
-    constexpr int taps = R * R;
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel, first) +
-                      slice * taps * arguments_.weight_stride_tap;
+  // The taps between `channels` read channels from `channel` on and lanes<A> written channels from `lane` of a panel
+  // on, of one tap along z, as [channel][tap][lane].
+  void load_filters(int64_t group, int64_t panel, int lane, int64_t channel, int64_t channels, A* filters) const {
+    constexpr int taps = kTaps;
+    const int64_t first = panel * kPanel<A> + lane;
+    const int64_t count = std::min<int64_t>(lanes<A>, t_.written_channels - first);
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel % t_.read_channels, first) +
+                      channel / t_.read_channels * taps * arguments_.weight_stride_tap;
     const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
     const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
     if (tap_stride == 1 && channel_stride == taps) {
@@ -298,9 +302,11 @@ class WinogradBlocks {
         transpose_matrix(source + c * channel_stride, lane_stride, count, taps, filters + c * taps * lanes<A>,
                          lanes<A>);
     } else if (channel_stride == 1) {
-      for (int tap = 0; tap < taps; ++tap)
-        transpose_matrix(source + tap * tap_stride, lane_stride, count, channels, filters + tap * lanes<A>,
-                         taps * lanes<A>);
+      for (int tap = 0; tap < taps; ++tap) {
+        const T* from = source + tap * tap_stride;
+        transpose_matrix(from, lane_stride, count, channels, filters + tap * lanes<A>, taps * lanes<A>);
+        for (int64_t k = 0; k < count; ++k) __builtin_prefetch(from + k * lane_stride + channels);  // the next ones
+      }
     } else {  // lanes are contiguous
       for (int64_t c = 0; c < channels; ++c)
         for (int tap = 0; tap < taps; ++tap) {

@@ -46,7 +46,7 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
   using Tile = typename Rows::Tile;
   static constexpr int M = Rows::M, kLines = Rows::kLines, kMatrices = Rows::kMatrices;
   static constexpr int kPairs = R == 2 ? 2 : 1;  // pixels that an output may be, along an axis
-  static constexpr int64_t kRows = Rows::kRows, kBlockTiles = R == 3 ? 48 : 24, kFewTiles = R == 3 ? 64 : 32;
+  static constexpr int64_t kRows = Rows::kRows, kBlockTiles = R == 3 ? 48 : 24, kFewTiles = R == 3 ? 128 : 64;
 
   using WeightTransform = CONVLAB_ISA::WeightTransform<R>;
 

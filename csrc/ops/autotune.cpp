@@ -45,6 +45,7 @@ std::string tuning_key(const ConvProblem& problem, Layout layout, int threads) {
   write("stride", g.stride);
   write("padding", g.padding);
   write("dilation", g.dilation);
+  if (problem.packed) key << " packed";
   return key.str();
 }
 

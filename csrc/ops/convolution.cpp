@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cstring>
+#include <map>
 
 #include "../algorithm_choice.h"
 #include "../cpu/conv_kernels.h"
@@ -56,7 +57,7 @@ struct Call {
   Tensor input, weight, output;
   OptionalTensor bias, residual = std::nullopt;
   Clamp clamp;
-  OptionalTensor packed = std::nullopt;  // the weight as convolution_pack left it
+  OptionalTensor packed = std::nullopt;  // the weight as pack_weight left it, if it is kept
 
   const Tensor& written() const {
     return pass == Pass::forward ? output : pass == Pass::backward_input ? input : weight;
@@ -65,7 +66,7 @@ struct Call {
     const Tensor& tensor = written();
     const bool on_cuda = runs_on_cuda(tensor);
     return {geometry, pass, dtype_of(tensor.scalar_type(), "convolution"), on_cuda ? Device::cuda : Device::cpu,
-            on_cuda && tf32_is_allowed()};
+            on_cuda && tf32_is_allowed(), packed.has_value() && packed->defined()};
   }
 };
 
@@ -98,7 +99,7 @@ struct alignas(64) PackedHeader {
                a.geometry.groups,
                joined(a.geometry.kernel),
                joined(a.geometry.stride),
-               plan.shared_bytes} {}
+               plan.packed_bytes} {}
 
   // The order of the elements follows the instruction set.
   static int64_t instruction_set() {
@@ -117,26 +118,59 @@ constexpr int64_t kMultiplyAddsPerThread = 1 << 16;
 template <class T>
 void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const OptionalTensor& packed) {
   const auto kernels = cpu::conv_kernels<T>(algorithm);
-  cpu::ConvPlan plan = kernels.plan(arguments);
-  if (plan.packs_weight && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed)) {
-    arguments.shared = static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader);
-    plan.prepare_tasks = 0;
-  } else {
-    arguments.shared = thread_scratch(0, plan.shared_bytes);
-  }
+  const cpu::ConvPlan plan = kernels.plan(arguments);
+  const bool kept =
+      plan.packed_bytes > 0 && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed);
+  const int64_t packed_bytes = kept ? 0 : (plan.packed_bytes + 63) / 64 * 64;
+  char* shared = static_cast<char*>(thread_scratch(0, packed_bytes + plan.shared_bytes));
+  arguments.packed = kept ? static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader) : shared;
+  arguments.shared = shared + packed_bytes;
   const int64_t cost = arguments.geometry.multiply_adds() / plan.rounds / std::max<int64_t>(1, plan.run_tasks) + 1;
   const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerThread / cost);
-  const int64_t copied = plan.shared_bytes / 4 / std::max<int64_t>(1, plan.prepare_tasks) + 1;
-  const int64_t copy_grain = std::max<int64_t>(1, kMultiplyAddsPerThread / 4 / copied);
+  const auto copy_grain = [](int64_t bytes, int64_t tasks) {
+    return std::max<int64_t>(1, kMultiplyAddsPerThread / (bytes / std::max<int64_t>(1, tasks) + 4));
+  };
+  if (!kept)
+    parallel(plan.pack_tasks, copy_grain(plan.packed_bytes, plan.pack_tasks),
+             [&](int64_t begin, int64_t end) { kernels.pack(arguments, begin, end); });
+  const int64_t prepare_grain = copy_grain(plan.shared_bytes, plan.prepare_tasks);
   for (arguments.round = 0; arguments.round < plan.rounds; ++arguments.round) {
-    parallel(plan.prepare_tasks, copy_grain, [&](int64_t begin, int64_t end) {
+    parallel(plan.prepare_tasks, prepare_grain, [&](int64_t begin, int64_t end) {
       kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
     });
     parallel(plan.run_tasks, grain, [&](int64_t begin, int64_t end) {
       kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
     });
   }
-  parallel(plan.finish_tasks, copy_grain, [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
+  parallel(plan.finish_tasks, prepare_grain, [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
+}
+
+// The weight in the order in which the algorithm's kernel reads it; empty if it reads it as it is.
+template <class T>
+Tensor pack_weight(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
+  const auto kernels = cpu::conv_kernels<T>(algorithm);
+  const cpu::ConvPlan plan = kernels.plan(arguments);
+  const auto bytes = at::TensorOptions().dtype(at::kByte);
+  if (plan.packed_bytes == 0) return at::empty({0}, bytes);
+  const PackedHeader header(algorithm, arguments, plan);
+  Tensor packed = empty_result({header.bytes()}, bytes);
+  std::memcpy(packed.mutable_data_ptr(), header.fields, sizeof header.fields);
+  arguments.packed = static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackedHeader);
+  parallel(plan.pack_tasks, 1, [&](int64_t begin, int64_t end) { kernels.pack(arguments, begin, end); });
+  return packed;
+}
+
+// The algorithm called `name`, or what `auto` takes; measured, if that is wanted, with a packed weight if one is kept.
+template <class T>
+Algorithm algorithm_for(const Call& call, const cpu::ConvArguments<T>& arguments, std::string_view name) {
+  const ConvProblem problem = call.problem();
+  if (const auto named = algorithm_by_name(name, problem)) return *named;
+  if (!settings().autotune || settings().algorithm >= 0) return choose_algorithm(problem);
+  std::map<Algorithm, Tensor> packed;
+  return autotuned(problem, call.layout, arguments.threads, [&](Algorithm candidate) {
+    if (problem.packed && packed.count(candidate) == 0) packed[candidate] = pack_weight(candidate, arguments);
+    run_on_cpu<T>(candidate, arguments, problem.packed ? OptionalTensor(packed[candidate]) : std::nullopt);
+  });
 }
 
 // The kernels' view of a call; the tensors that it points into are made dense in place.
@@ -208,13 +242,8 @@ void run(Call call, std::string_view name) {
   if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
   dispatch_dtype(call.written().scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);
-    const ConvProblem problem = call.problem();
     const auto arguments = cpu_arguments<T>(call);
-    std::optional<Algorithm> algorithm = algorithm_by_name(name, problem);
-    if (!algorithm && settings().autotune && settings().algorithm < 0)
-      algorithm = autotuned(problem, call.layout, arguments.threads,
-                            [&](Algorithm candidate) { run_on_cpu<T>(candidate, arguments, std::nullopt); });
-    run_on_cpu<T>(algorithm.value_or(choose_algorithm(problem)), arguments, call.packed);
+    run_on_cpu<T>(algorithm_for(call, arguments, name), arguments, call.packed);
   });
 }
 
@@ -302,31 +331,19 @@ Tensor convolution_fused_meta(const Tensor& input, const Tensor& weight, const O
 }
 
 Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
-                        IntArrayRef dilation, int64_t groups, std::string_view name) {
-  check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+                        IntArrayRef dilation, int64_t groups, std::string_view algorithm) {
+  const auto size = check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   const auto geometry = make_geometry(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   Tensor packed = at::empty({0}, at::TensorOptions().dtype(at::kByte));
   if (geometry.multiply_adds() == 0 || runs_on_cuda(weight)) return packed;  // CUDA kernels pack nothing
-  Call call{Pass::forward, geometry, joint_layout(input, weight), Tensor(), weight, input, std::nullopt};
+  const Layout layout = joint_layout(input, weight);
+  Call call{Pass::forward, geometry, layout, input, weight, empty_in_layout(size, input, layout), std::nullopt};
+  call.packed = packed;
   if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
-  const ConvProblem problem = call.problem();
   dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {
-    using T = decltype(type);
-    call.output = Tensor();
-    auto arguments = cpu_arguments<T>(call);
-    std::optional<Algorithm> algorithm = algorithm_by_name(name, problem);
-    const Algorithm chosen = algorithm.value_or(choose_algorithm(problem));
-    const auto kernels = cpu::conv_kernels<T>(chosen);
-    const cpu::ConvPlan plan = kernels.plan(arguments);
-    if (!plan.packs_weight) return;
-    const PackedHeader header(chosen, arguments, plan);
-    packed = empty_result({header.bytes()}, packed.options());
-    std::memcpy(packed.mutable_data_ptr(), header.fields, sizeof header.fields);
-    arguments.shared = static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackedHeader);
-    parallel(plan.prepare_tasks, 1, [&](int64_t begin, int64_t end) {
-      kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
-    });
+    const auto arguments = cpu_arguments<decltype(type)>(call);
+    packed = pack_weight(algorithm_for(call, arguments, algorithm), arguments);
   });
   return packed;
 }

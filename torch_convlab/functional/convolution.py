@@ -74,7 +74,8 @@ def conv_fused(
             the weight's dimensions say which. The input is batched.
         residual: of the output's size and dtype, or None.
         relu: whether ReLU comes last, or which other `Clamp`.
-        packed: what `pack_weight` returned for this weight, which must not have changed since.
+        packed: what `pack_weight` returned for this weight, which must not have changed since. ``"auto"`` then knows
+            that packing costs nothing.
     """
     spatial, clamp = weight.dim() - 2, _clamp.as_clamp(relu)
     output = _short_way(
