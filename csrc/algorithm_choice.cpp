@@ -133,9 +133,13 @@ double winograd_cost(const ConvProblem& problem) {
 double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double per_gathered = 8;
   constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
-  constexpr int64_t few = 8, lanes = 16;
+  constexpr int64_t few = 8, lanes = 16, few_filters = 4;
   const ConvGeometry& g = problem.geometry;
-  const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  // There the tensors exchange roles (conv_gemm_weight.h).
+  const bool unit_stride = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
+  if (problem.pass == Pass::backward_weight && g.groups == 1 && unit_stride && written <= few_filters && g.taps() > 1)
+    written = std::max(written, g.in_channels);
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
   const double multiply_adds = static_cast<double>(g.multiply_adds());

@@ -117,6 +117,8 @@ GROUPED = (
     ConvCase("depthwise_5x5_stride2", (2, 24, 17, 17), 24, 5, stride=2, padding=2, groups=24),
     ConvCase("depthwise_7x7", (1, 16, 14, 14), 16, 7, padding=3, groups=16, bias=True),
     ConvCase("depthwise_dilated", (1, 16, 15, 15), 16, 3, padding=2, dilation=2, groups=16),
+    ConvCase("depthwise_wide_lines", (1, 520, 6, 28), 520, 5, padding=2, groups=520, bias=True),
+    ConvCase("depthwise_wide_lines_stride2", (1, 1030, 7, 24), 1030, 3, stride=2, padding=2, dilation=(1, 2), groups=1030),
     ConvCase("depthwise_multiplier2", (2, 17, 12, 12), 34, 3, padding=1, groups=17),
 )
 
@@ -133,6 +135,7 @@ CHANNELS = (
 # Kernels whose lanes are pixels or read channels: few channels on one side, patches that do not overlap.
 FEW_CHANNELS = (
     ConvCase("last_layer", (2, 40, 9, 13), 3, 3, padding=1, bias=True),
+    ConvCase("last_layer_padded_and_dilated", (2, 33, 9, 13), 4, (5, 3), padding=(6, 1), dilation=(1, 2)),
     ConvCase("last_layer_1x1", (1, 64, 17, 11), 1, 1),
     ConvCase("last_layer_grouped", (2, 40, 11, 9), 10, 3, stride=(1, 2), padding=1, groups=2, bias=True),
     ConvCase("first_layer_to_40", (2, 3, 19, 14), 40, 3, stride=2, padding=1, bias=True),

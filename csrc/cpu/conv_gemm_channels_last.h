@@ -370,6 +370,10 @@ class GemmChannelsLast {
     product.output_offset = in_place && !kStagesSums ? first_column : 0;
     product.written_offset = first_column;
     bool first_chain = true;
+    // Tiles too short to ask for the lines that they write ask for those of the next block.
+    const bool short_tiles = count * depth < kWorthPrefetching * products<S>;
+    const int64_t row_step = phase.axis[2].step * t_.written_channels * t_.geometry.groups;
+    product.ahead_step = short_tiles ? row_step * static_cast<int64_t>(sizeof(T)) : 64;
     for (int64_t segment = 0; first_chain || segment < count; segment += together)
       for (int64_t begin = 0; first_chain || begin < depth; begin += chunk) {
         const int64_t length = std::min(chunk, depth - begin);
@@ -394,7 +398,9 @@ class GemmChannelsLast {
           product.epilogue = finishes ? &t_.epilogue : nullptr;
           product.rows = s.rows + segment * block_rows_ + first;
           product.written = s.outputs + first;
-          if constexpr (!kConverts)
+          if (short_tiles)
+            product.ahead = product.written[0] + rows * row_step + first_column;
+          else if constexpr (!kConverts)
             product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;
           product.outputs = s.staged_rows + first;
           if constexpr (!kStagesSums)

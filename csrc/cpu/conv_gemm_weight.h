@@ -4,7 +4,9 @@
 // grad_output is packed into stripes of a few filters, what the pixels read is gathered into panels. Channels first,
 // rows are (channel, tap), gathered as in the forward pass, and columns are filters: grad_output is transposed into
 // panels, which costs little because every column of the gathered matrix uses it. So it is in channels last, too, if
-// there are few channels, where panels would be filled element by element. Where a step of the reduction takes
+// there are few channels, where panels would be filled element by element. With few filters and stride 1 the tensors
+// exchange roles: the same sums are those of patches of grad_output times pixels of the input, and few patches are
+// gathered. Where a step of the reduction takes
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
 // covers one block of pixels; blocks are added up in the workspace, which holds one sum per chunk of the batch's pixels
 // so that small weights still give work to every thread. Chunks depend on the geometry alone, and `finish` adds them in
@@ -24,7 +26,12 @@ class GemmWeight {
   using S = operand_t<T>;
 
   explicit GemmWeight(const ConvArguments<T>& arguments)
-      : arguments_(arguments), geometry_(without_needless_axes(arguments.geometry)) {
+      : arguments_(arguments),
+        geometry_(without_needless_axes(arguments.geometry)),
+        exchanged_(exchanges_roles(geometry_)),
+        patched_(exchanged_ ? arguments.output : arguments.input),
+        plain_(exchanged_ ? arguments.input : arguments.output) {
+    if (exchanged_) geometry_ = with_roles_exchanged(geometry_);
     last_ = arguments.layout == Layout::channels_last;
     channels_ = geometry_.in_channels_per_group();
     filters_ = geometry_.out_channels_per_group();
@@ -97,12 +104,14 @@ class GemmWeight {
       for (int64_t row = begin; row < end; ++row) {
         vec<A> sum = load(partial(0, group, row) + column);
         for (int64_t chunk = 1; chunk < chunks_; ++chunk) sum += load(partial(chunk, group, row) + column);
-        if (patch_rows_)
+        if (exchanged_)
+          store_exchanged(row, column, width, sum);
+        else if (patch_rows_)
           store(sums[row - begin], sum);
         else
           store_columns(group, row, column, width, sum);
       }
-      if (patch_rows_) store_transposed(group, begin, end - begin, column, width, sums);
+      if (patch_rows_ && !exchanged_) store_transposed(group, begin, end - begin, column, width, sums);
     }
   }
 
@@ -122,6 +131,21 @@ class GemmWeight {
   static constexpr int64_t kRowPitch = kBlockPixels + lanes<S>;
   static constexpr int64_t kStripePitch = kBlockPixels * kStripe + lanes<S>;
   static constexpr int64_t kPanelPitch = kBlockPixels * kPanel<A> + 64 / static_cast<int64_t>(sizeof(S));
+
+  // Patches of grad_output would be rows, and there are fewer of them than of the input.
+  static bool exchanges_roles(const ConvGeometry& g) {
+    const bool unit_stride = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
+    return products<S> == 1 && g.groups == 1 && unit_stride && g.taps() > 1 && g.out_channels <= kFewChannels &&
+           g.in_channels > kFewChannels && g.out_channels * g.taps() <= kSplitRows;
+  }
+  // Input pixel i meets output pixel i + padding - tap * dilation, so taps are counted from the last.
+  static ConvGeometry with_roles_exchanged(ConvGeometry g) {
+    std::swap(g.in_channels, g.out_channels);
+    std::swap(g.input, g.output);
+    for (int axis = 0; axis < kMaxSpatial; ++axis)
+      g.padding[axis] = g.dilation[axis] * (g.kernel[axis] - 1) - g.padding[axis];
+    return g;
+  }
 
   struct Filters {
     int64_t first, count;
@@ -188,7 +212,7 @@ class GemmWeight {
 
   void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
     const int64_t stride = geometry_.out_channels;
-    const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
+    const T* source = plain_ + begin * stride + group * filters_ + filters.first;
     if constexpr (products<S> == 2) {
       for (int64_t p = 0; p < pixels; p += 2, source += 2 * stride) {
         prefetch_row(source, stride, filters.count);
@@ -236,7 +260,7 @@ class GemmWeight {
     const int64_t first_y = first_line % geometry_.kernel[1], first_z = first_line / geometry_.kernel[1];
     const int64_t last_panel = columns / kPanel<A>, rest = columns % kPanel<A>;
     if (pointwise_) {
-      const T* from = arguments_.input + begin * stride + group * channels_ + first_channel;
+      const T* from = patched_ + begin * stride + group * channels_ + first_channel;
       for (int64_t p = 0; p < pixels; p += products<S>, from += products<S> * stride) {
         for (int64_t i = 0; i < products<S>; ++i) prefetch_row(from + i * stride, stride, columns);
         copy_to_panels(from, p + 1 < pixels ? from + stride : nullptr, p, 0, columns, columns, s);
@@ -259,7 +283,7 @@ class GemmWeight {
             const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
             const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
             if (z < 0 || z >= size[0] || y < 0 || y >= size[1] || x < 0 || x >= size[2]) return nullptr;
-            return arguments_.input + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
+            return patched_ + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
                    group * channels_ + channel;
           };
           const T* next = products<S> == 2 && p + 1 < pixels ? source(second) : nullptr;
@@ -335,7 +359,7 @@ class GemmWeight {
       column += length;
     }
     const int64_t image = geometry_.input_pixels(), channel_stride = last_ ? 1 : image;
-    const GatherSource<T> source{arguments_.input + (group * channels_ + first_channel) * channel_stride,
+    const GatherSource<T> source{patched_ + (group * channels_ + first_channel) * channel_stride,
                                  geometry_.in_channels * image,
                                  channel_stride,
                                  last_ ? channels_ : 1,
@@ -373,7 +397,7 @@ class GemmWeight {
   // [pixel][filter] -> [panel][pixel][filter]
   void copy_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
     const int64_t stride = geometry_.out_channels;
-    const T* source = arguments_.output + begin * stride + group * filters_ + filters.first;
+    const T* source = plain_ + begin * stride + group * filters_ + filters.first;
     for (int64_t p = 0; p < pixels; ++p, source += stride) {
       prefetch_row(source, stride, filters.count);
       for (int64_t k = 0; k < filters.count; k += lanes<A>) {
@@ -395,7 +419,7 @@ class GemmWeight {
         const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
         const int64_t length = std::min(pixels - done, image - pixel);
         const T* source =
-            arguments_.output + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
+            plain_ + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
         for (int64_t column = 0; column < filters.count; column += lanes<A>) {
           const int64_t panel = column / kPanel<A> * kPanel<A>;
           const int width = panel_width<A>(filters.count - panel, 0);
@@ -417,7 +441,7 @@ class GemmWeight {
           const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
           const int64_t length = std::min(pixels - done, image - pixel);
           const int64_t plane = n * geometry_.out_channels + group * filters_ + filters.first + column + filter;
-          copy_span<1>(arguments_.output + plane * image + pixel, 1, length, row + done);
+          copy_span<1>(plain_ + plane * image + pixel, 1, length, row + done);
           done += length;
         }
         std::fill(row + pixels, row + 2 * steps, S{});
@@ -442,8 +466,26 @@ class GemmWeight {
     }
   }
 
+  // Roles exchanged: sums of a filter and tap, for some channels.
+  void store_exchanged(int64_t row, int64_t channel, int64_t count, vec<A> sum) const {
+    const int64_t taps = geometry_.taps(), filters = geometry_.in_channels;
+    const int64_t filter = last_ ? row % filters : row / taps, tap = taps - 1 - (last_ ? row / filters : row % taps);
+    const int64_t step = arguments_.weight_stride_channel;
+    T* target = arguments_.weight + filter * arguments_.weight_stride_filter() + tap * arguments_.weight_stride_tap +
+                channel * step;
+    if (step == 1) {
+      store_partial(target, sum, count);
+    } else {
+      A values[lanes<A>];
+      store(values, sum);
+      for (int64_t j = 0; j < count; ++j) target[j * step] = from_accumulate<T>(values[j]);
+    }
+  }
+
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
+  bool exchanged_;     // patches are of grad_output, which has few channels
+  const T *patched_, *plain_;
   bool last_, pointwise_;
   bool patch_rows_;  // rows of the product are parts of patches, columns are filters; or the other way round
   bool in_place_;    // sums are kept in the weight itself

@@ -36,7 +36,8 @@ struct TileProduct {
   bool accumulate = false;          // add to the outputs instead of overwriting them
   const A* column_start = nullptr;  // added once per column, or null
   const A* row_start = nullptr;     // added once per row, or null
-  const S* ahead = nullptr;         // memory that is wanted soon: one cache line of it is fetched per step of depth
+  const void* ahead = nullptr;      // memory that is wanted soon: a cache line of it is fetched per step of depth
+  int64_t ahead_step = 0;           // from one to the next, in bytes
   const Epilogue<T>* epilogue = nullptr;  // if these are the last of the sums and `written` is where they go
   T* const* written = nullptr;            // [rows of the tile]
   int64_t written_offset = 0;
@@ -62,9 +63,8 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
     if (t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
   }
   const S* const* rows = t.rows;
-  constexpr int64_t line = 64 / sizeof(S);
-  const S* ahead = t.ahead ? t.ahead : t.panels[0];  // what is there already costs nothing to ask for
-  const int64_t ahead_step = t.ahead ? line : 0;
+  const auto* ahead = static_cast<const char*>(t.ahead ? t.ahead : t.panels[0]);  // a load more costs nothing here
+  const int64_t ahead_step = t.ahead ? t.ahead_step : 0;
   for (int64_t segment = 0; segment < t.segments; ++segment, rows += t.row_pitch) {
     const S* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
