@@ -123,7 +123,8 @@ double winograd_cost(const ConvProblem& problem) {
   const double rounds = weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
   // The products of groups of one vector are too small to be fast.
-  const double narrow = g.groups > 1 && k <= 16 && !weight ? 2.5 : 1;
+  const int64_t vector = cpu::capability() == cpu::Capability::avx512 ? 16 : 8;
+  const double narrow = g.groups > 1 && written_channels < 2 * vector && !weight ? 2.5 : 1;
   return narrow * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
 }
 

@@ -24,7 +24,9 @@ class GemmDots {
     const ConvGeometry& g = arguments.geometry;
     const int64_t written = forward ? g.out_channels_per_group() : g.in_channels_per_group();
     const int64_t read = forward ? g.in_channels_per_group() : g.out_channels_per_group();
-    return arguments.layout == Layout::channels_last && written <= kMost && 4 * read >= 3 * lanes<A> &&
+    // A tile's sums are as many as registers hold: short vectors leave more of them to the product.
+    const int64_t most = kTileVectors == 4 ? kMost : read >= 4 * lanes<A> ? 6 : 4;
+    return arguments.layout == Layout::channels_last && written <= most && 4 * read >= 3 * lanes<A> &&
            (g.groups == 1 || written < read);
   }
 

@@ -9,6 +9,7 @@
 #include "conv_gemm_dots.h"
 #include "conv_gemm_patches.h"
 #include "conv_gemm_planes.h"
+#include "conv_gemm_strips.h"
 #include "conv_gemm_weight.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -22,6 +23,7 @@ struct ImplicitGemm {
     if (GemmDots<T>::suits(arguments)) return body(GemmDots<T>(arguments));
     if (GemmPlanes<T>::suits(arguments)) return body(GemmPlanes<T>(arguments));
     if (arguments.layout == Layout::channels_last) return body(GemmChannelsLast<T>(arguments));
+    if (GemmStrips<T>::suits(arguments)) return body(GemmStrips<T>(arguments));
     return body(GemmChannelsFirst<T>(arguments));
   }
 };
