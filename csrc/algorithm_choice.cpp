@@ -146,8 +146,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double multiply_adds = static_cast<double>(g.multiply_adds());
   // The sums of a gradient of few pixels are kept where they belong.
   const bool in_place = problem.pass == Pass::backward_weight && g.taps() == 1;
-  const double packing =
-      in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
+  const double packing = in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     if (written <= (pairs ? few : lanes) && g.taps() > 1)
@@ -172,8 +171,7 @@ double direct_cost(const ConvProblem& problem) {
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
   const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
   const double each = problem.pass == Pass::backward_weight ? weights : strided ? strided_windows : windows;
-  return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) +
-         packing_cost(problem);
+  return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) + packing_cost(problem);
 }
 
 // Weights are not copied, but pixels may be, where their channels do not lie together. Lanes are channels of the input;

@@ -118,7 +118,9 @@ GROUPED = (
     ConvCase("depthwise_7x7", (1, 16, 14, 14), 16, 7, padding=3, groups=16, bias=True),
     ConvCase("depthwise_dilated", (1, 16, 15, 15), 16, 3, padding=2, dilation=2, groups=16),
     ConvCase("depthwise_wide_lines", (1, 520, 6, 28), 520, 5, padding=2, groups=520, bias=True),
-    ConvCase("depthwise_wide_lines_stride2", (1, 1030, 7, 24), 1030, 3, stride=2, padding=2, dilation=(1, 2), groups=1030),
+    ConvCase(
+        "depthwise_wide_lines_stride2", (1, 1030, 7, 24), 1030, 3, stride=2, padding=2, dilation=(1, 2), groups=1030
+    ),
     ConvCase("depthwise_multiplier2", (2, 17, 12, 12), 34, 3, padding=1, groups=17),
 )
 

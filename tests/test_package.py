@@ -169,7 +169,7 @@ def test_explain_convolution():
     double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
     assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
     # Winograd transforms the weights of a map of four tiles in every call; a product finds them packed.
-    small = dict(input_size=(1, 512, 7, 7), weight_size=(512, 512, 3, 3), padding=1)
+    small = {"input_size": (1, 512, 7, 7), "weight_size": (512, 512, 3, 3), "padding": 1}
     assert torch_convlab.explain_convolution(**small).chosen == "winograd"
     assert torch_convlab.explain_convolution(**small, packed=True).chosen == "implicit_gemm"
 

@@ -199,7 +199,8 @@ class DepthwiseChannelsLast {
         const int64_t z = pixel.z * phase.axis[0].read_step + phase.axis[0].offset(jz), y = s.first_line + line;
         if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= t_.read_size[1]) continue;  // nor are they read
         T* to = s.copies + (jz * copied_lines(strip_) + line) * slots_ * block_;
-        const T* from = t_.read + ((pixel.n * t_.read_size[0] + z) * t_.read_size[1] + y) * t_.read_size[2] * channels_ +
+        const T* from = t_.read +
+                        ((pixel.n * t_.read_size[0] + z) * t_.read_size[1] + y) * t_.read_size[2] * channels_ +
                         (begin + axis.offset_first) * channels_ + channels.begin;
         std::fill(to, to + begin * block_, T{});
         T* target = to + begin * block_;

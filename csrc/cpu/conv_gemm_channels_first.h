@@ -1,4 +1,5 @@
-// implicit_gemm on NC(D)HW tensors: forward and backward input.
+// implicit_gemm on NC(D)HW tensors: forward and backward input of 1x1 kernels and few written channels, and where
+// operands are pairs (operand.h). The others: conv_gemm_strips.h.
 //
 // Idea: rows of the product are the channels that are written, columns are pixels, which are contiguous. What a block
 // of pixels reads is gathered into panels [channel, tap][pixel] for some channels at a time, so that panels stay in

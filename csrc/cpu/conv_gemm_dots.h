@@ -5,7 +5,7 @@
 // added up once, at the end. A loaded vector of the input meets every written channel, a vector of weights every pixel
 // of the tile. Last layers of decoders are such convolutions, and so are the input gradients of first layers.
 // Cost: multiply_adds(), with the read channels rounded up to whole vectors, plus about two shuffles per sum. Memory:
-// packed weights. Limits: at most kMost written channels per group.
+// packed weights. Limits: at most kMost written channels per group, fewer without AVX-512.
 #pragma once
 #include "conv_phase.h"
 #include "gemm.h"

@@ -11,6 +11,7 @@
 // needs no strip.
 #pragma once
 #include "conv_gemm_channels_last.h"
+#include "conv_lines.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -92,7 +93,11 @@ class GemmStrips {
     const int64_t x = task % segments_ * segment_, y = task / segments_ % strips_ * strip_;
     task /= segments_ * strips_;
     const int64_t image = task % images_, group = task / images_, planes = images_ / t_.geometry.batch;
-    const Strip strip{image / planes, image % planes, y, x, std::min(strip_, phase.axis[1].count - y),
+    const Strip strip{image / planes,
+                      image % planes,
+                      y,
+                      x,
+                      std::min(strip_, phase.axis[1].count - y),
                       std::min(segment_, phase.axis[2].count - x)};
     if (strip.z >= phase.axis[0].count || strip.rows <= 0 || strip.columns <= 0) return;
     Carver carver(scratch);
@@ -107,8 +112,8 @@ class GemmStrips {
   }
 
  private:
-  static constexpr int64_t kFewest = 12;        // written channels per group, for which it is worth it
-  static constexpr int64_t kFewChannels = 32;   // read ones, up to which kernel lines are segments
+  static constexpr int64_t kFewest = 12;                      // written channels per group, for which it is worth it
+  static constexpr int64_t kFewChannels = 32;                 // read ones, up to which kernel lines are segments
   static constexpr int64_t kPixels = 96, kFewestPixels = 24;  // of a strip: a panel is used 16 times once it is in L2
   static constexpr int64_t kStripBytes = 192 * 1024;
 
@@ -118,17 +123,17 @@ class GemmStrips {
     int64_t pixels() const { return rows * columns; }
   };
   struct Scratch {
-    A* lines;         // [tap along z][line][slot][channel]
-    A* sums;          // [pixel][column] of one panel
-    A* bias;          // of one panel
-    const A** rows;   // [segment][pixel]
-    const A** taps;   // [segment]: the panel's rows of it
-    A** outputs;      // [pixel]
+    A* lines;        // [tap along z][line][slot][channel]
+    A* sums;         // [pixel][column] of one panel
+    A* bias;         // of one panel
+    const A** rows;  // [segment][pixel]
+    const A** taps;  // [segment]: the panel's rows of it
+    A** outputs;     // [pixel]
   };
   Scratch carve(Carver& carver) const {
     const int64_t taps = t_.geometry.taps(), pixels = strip_ * segment_;
     return {carver.take<A>(strip_size() + lanes<A>), carver.take<A>(pixels * kPanel<A>), carver.take<A>(kPanel<A>),
-            carver.take<const A*>(taps * pixels),    carver.take<const A*>(taps),       carver.take<A*>(pixels)};
+            carver.take<const A*>(taps * pixels),    carver.take<const A*>(taps),        carver.take<A*>(pixels)};
   }
 
   // Distance between the first and the last that a pixel reads, plus one.
@@ -200,15 +205,15 @@ class GemmStrips {
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t jy = 0; jy < ay->taps; ++jy)
         for (int64_t jx = 0; jx < (lines_ ? 1 : ax->taps); ++jx)
-          *tap++ =
-              weights + t_.tap_index(az->tap(jz), ay->tap(jy), lines_ ? 0 : ax->tap(jx)) * channels_ * width;
+          *tap++ = weights + t_.tap_index(az->tap(jz), ay->tap(jy), lines_ ? 0 : ax->tap(jx)) * channels_ * width;
     for (int64_t j = 0; t_.bias && j < width; ++j) {
       const int64_t channel = panel * kPanel<A> + j;
       s.bias[j] = channel < t_.written_channels ? to_accumulate(t_.bias[group * t_.written_channels + channel]) : A(0);
     }
 
     const int64_t count = segment_count(phase), depth = segment_depth(), pixels = strip.pixels();
-    const int64_t chunk = std::min(depth, kDepth), together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
+    const int64_t chunk = std::min(depth, kDepth),
+                  together = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, chunk));
     TileProduct<A> product;
     product.row_pitch = pixels;
     const int64_t tiles = divide_up(pixels, kTileRows);
@@ -242,24 +247,7 @@ class GemmStrips {
       pixel.y = strip.y + row;
       T* line = t_.written + ((strip.n * t_.geometry.groups + group) * t_.written_channels + first) * plane +
                 pixel.written_pixel(t_.written_size);
-      for (int64_t k = 0; k < columns; k += lanes<A>)
-        for (int64_t x = 0; x < strip.columns; x += lanes<A>) {
-          const int64_t count = std::min<int64_t>(lanes<A>, strip.columns - x);
-          vec<A> block[lanes<A>];
-          for (int64_t j = 0; j < lanes<A>; ++j) block[j] = j < count ? load(sums + (x + j) * kPanel<A> + k) : vec<A>{};
-          transpose<A>(block);
-          for (int64_t j = 0; j < std::min<int64_t>(lanes<A>, columns - k); ++j)
-            store_pixels(line + (k + j) * plane + x * step, step, block[j], count);
-        }
-    }
-  }
-  CONVLAB_INLINE void store_pixels(T* target, int64_t step, vec<A> values, int64_t count) const {
-    if (step != 1) {
-      for (int64_t i = 0; i < count; ++i) t_.epilogue.store_one(target + i * step, values[i]);
-    } else if (count == lanes<A>) {
-      t_.epilogue.store(target, values);
-    } else {
-      t_.epilogue.store_partial(target, values, count);
+      store_lines(t_.epilogue, sums, strip.columns, columns, line, plane, step);
     }
   }
 

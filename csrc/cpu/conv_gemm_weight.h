@@ -283,8 +283,8 @@ class GemmWeight {
             const int64_t y = pixel.y * phase.axis[1].read_step + phase.axis[1].offset(jy);
             const int64_t x = pixel.x * phase.axis[2].read_step + phase.axis[2].offset(jx);
             if (z < 0 || z >= size[0] || y < 0 || y >= size[1] || x < 0 || x >= size[2]) return nullptr;
-            return patched_ + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride +
-                   group * channels_ + channel;
+            return patched_ + (((pixel.n * size[0] + z) * size[1] + y) * size[2] + x) * stride + group * channels_ +
+                   channel;
           };
           const T* next = products<S> == 2 && p + 1 < pixels ? source(second) : nullptr;
           copy_to_panels(source(first), next, p, column, count, columns, s);
@@ -418,8 +418,7 @@ class GemmWeight {
       for (int64_t done = 0; done < pixels;) {
         const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
         const int64_t length = std::min(pixels - done, image - pixel);
-        const T* source =
-            plain_ + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
+        const T* source = plain_ + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
         for (int64_t column = 0; column < filters.count; column += lanes<A>) {
           const int64_t panel = column / kPanel<A> * kPanel<A>;
           const int width = panel_width<A>(filters.count - panel, 0);
@@ -484,7 +483,7 @@ class GemmWeight {
 
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
-  bool exchanged_;     // patches are of grad_output, which has few channels
+  bool exchanged_;  // patches are of grad_output, which has few channels
   const T *patched_, *plain_;
   bool last_, pointwise_;
   bool patch_rows_;  // rows of the product are parts of patches, columns are filters; or the other way round

@@ -23,7 +23,8 @@ struct ImplicitGemm {
     if (GemmDots<T>::suits(arguments)) return body(GemmDots<T>(arguments));
     if (GemmPlanes<T>::suits(arguments)) return body(GemmPlanes<T>(arguments));
     if (arguments.layout == Layout::channels_last) return body(GemmChannelsLast<T>(arguments));
-    if (GemmStrips<T>::suits(arguments)) return body(GemmStrips<T>(arguments));
+    if constexpr (products<operand_t<T>> == 1)
+      if (GemmStrips<T>::suits(arguments)) return body(GemmStrips<T>(arguments));
     return body(GemmChannelsFirst<T>(arguments));
   }
 };

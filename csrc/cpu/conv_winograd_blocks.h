@@ -15,6 +15,7 @@
 // Memory: many tiles, 4 x weights packed, and per thread the rows of a block x (channels + panel); few tiles, the rows
 // of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
 #pragma once
+#include "conv_lines.h"
 #include "conv_winograd_rows.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -96,8 +97,8 @@ class WinogradBlocks {
     const int64_t rows = images_ * tiles_[0], row = task % rows, group = task / rows;
     for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
       strip.tile = row * tiles_[1];
-      kernel().transform_input(group, {0, all_tiles_}, strip,
-                               static_cast<A*>(arguments_.shared) + group * input_size(), s);
+      kernel().transform_input(group, {0, all_tiles_}, strip, static_cast<A*>(arguments_.shared) + group * input_size(),
+                               s);
     });
   }
 
@@ -190,24 +191,6 @@ class WinogradBlocks {
       }
       tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
     }
-  }
-
-  // [pixel][column] -> one line of each column's plane
-  void store_lines(const A* strip, int64_t pixels, int64_t columns, T* target, int64_t plane) const {
-    for (int64_t k = 0; k < columns; k += lanes<A>)
-      for (int64_t x = 0; x < pixels; x += lanes<A>) {
-        const int64_t count = std::min<int64_t>(lanes<A>, pixels - x);
-        vec<A> block[lanes<A>];
-        for (int64_t j = 0; j < lanes<A>; ++j) block[j] = j < count ? load(strip + (x + j) * kPanel<A> + k) : vec<A>{};
-        transpose<A>(block);
-        for (int64_t j = 0; j < std::min<int64_t>(lanes<A>, columns - k); ++j) {
-          T* to = target + (k + j) * plane + x;
-          if (count == lanes<A>)
-            t_.epilogue.store(to, block[j]);
-          else
-            t_.epilogue.store_partial(to, block[j], count);
-        }
-      }
   }
 
   const ConvArguments<T>& arguments_;

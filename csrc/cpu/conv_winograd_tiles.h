@@ -156,8 +156,8 @@ class WinogradTiles : public WinogradBlocks<T, WinogradTiles<T, R>> {
     const int64_t plane = t_.written_pixels();
     T* image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
     for (int64_t i = 0; i < lines; ++i)
-      this->store_lines(s.strip + i * pitch * kPanel<A>, pixels, columns, image + (strip.y + i) * width + strip.x,
-                        plane);
+      store_lines(t_.epilogue, s.strip + i * pitch * kPanel<A>, pixels, columns,
+                  image + (strip.y + i) * width + strip.x, plane);
   }
 
   // The outputs of one tile, plus the bias, through the epilogue; writes `lines` x `pixels` of them.

@@ -33,11 +33,11 @@ struct TileProduct {
   int64_t panel_offset = 0;          // added to every panel pointer
   A* const* outputs = nullptr;       // [rows of the tile]; sums of this call, or so far
   int64_t output_offset = 0;
-  bool accumulate = false;          // add to the outputs instead of overwriting them
-  const A* column_start = nullptr;  // added once per column, or null
-  const A* row_start = nullptr;     // added once per row, or null
-  const void* ahead = nullptr;      // memory that is wanted soon: a cache line of it is fetched per step of depth
-  int64_t ahead_step = 0;           // from one to the next, in bytes
+  bool accumulate = false;                // add to the outputs instead of overwriting them
+  const A* column_start = nullptr;        // added once per column, or null
+  const A* row_start = nullptr;           // added once per row, or null
+  const void* ahead = nullptr;            // memory that is wanted soon: a cache line of it is fetched per step of depth
+  int64_t ahead_step = 0;                 // from one to the next, in bytes
   const Epilogue<T>* epilogue = nullptr;  // if these are the last of the sums and `written` is where they go
   T* const* written = nullptr;            // [rows of the tile]
   int64_t written_offset = 0;

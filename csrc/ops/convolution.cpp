@@ -65,8 +65,12 @@ struct Call {
   ConvProblem problem() const {
     const Tensor& tensor = written();
     const bool on_cuda = runs_on_cuda(tensor);
-    return {geometry, pass, dtype_of(tensor.scalar_type(), "convolution"), on_cuda ? Device::cuda : Device::cpu,
-            on_cuda && tf32_is_allowed(), packed.has_value() && packed->defined()};
+    return {geometry,
+            pass,
+            dtype_of(tensor.scalar_type(), "convolution"),
+            on_cuda ? Device::cuda : Device::cpu,
+            on_cuda && tf32_is_allowed(),
+            packed.has_value() && packed->defined()};
   }
 };
 
@@ -142,7 +146,8 @@ void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const Opti
       kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
     });
   }
-  parallel(plan.finish_tasks, prepare_grain, [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
+  parallel(plan.finish_tasks, prepare_grain,
+           [&](int64_t begin, int64_t end) { kernels.finish(arguments, begin, end); });
 }
 
 // The weight in the order in which the algorithm's kernel reads it; empty if it reads it as it is.
