@@ -23,8 +23,10 @@ class GemmStrips {
   static bool suits(const ConvArguments<T>& arguments) {
     const ConvGeometry& g = arguments.geometry;
     const int64_t written = arguments.pass == Pass::forward ? g.out_channels_per_group() : g.in_channels_per_group();
-    return products<operand_t<T>> == 1 && arguments.pass != Pass::backward_weight &&
-           arguments.layout == Layout::channels_first && g.taps() > 1 && written >= kFewest;
+    // Patches that do not overlap are gathered once as well.
+    const bool overlap = g.stride[0] < g.kernel[0] || g.stride[1] < g.kernel[1] || g.stride[2] < g.kernel[2];
+    return arguments.pass != Pass::backward_weight && arguments.layout == Layout::channels_first && overlap &&
+           written >= kFewest;
   }
 
   explicit GemmStrips(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
