@@ -12,6 +12,7 @@ from cases import SMALL
 from helpers import ALGORITHMS, DTYPES, FORMATS, assert_within, bound, in_format, operands, refusal, typical_magnitude
 from torch import nn
 
+from torch_convlab import backends
 from torch_convlab._clamp import Clamp
 from torch_convlab.functional import conv_fused, pack_weight
 from torch_convlab.nn import ConvAddReLU
@@ -142,6 +143,19 @@ def test_packed_weight_leaves_with_training_copies_and_pickles(block):
     assert list(fused.state_dict()) == ["weight", "bias"]
     fused.train()
     assert fused._packed is None
+
+
+@pytest.mark.skipif(helpers.KERNELS == "cuda", reason="the kernels for CUDA pack nothing")
+def test_packed_weight_follows_the_settings():
+    fused = ConvAddReLU(nn.Conv2d(64, 64, 3, padding=1)).eval()
+    input, options = torch.randn(2, 64, 33, 35), {"padding": 1}
+    with torch.no_grad():
+        for precision, algorithm in (("high", "winograd"), ("highest", "implicit_gemm")):
+            expected = pack_weight(input, fused.weight, algorithm=algorithm, **options)
+            with backends.flags(precision=precision):
+                fused(input)
+            packed = fused._packed[1]  # its header, of 64 bytes, says what it was packed for
+            assert packed.numel() == expected.numel() > 64 and torch.equal(packed[:64], expected[:64])
 
 
 def test_other_input_sizes(block):

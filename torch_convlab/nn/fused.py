@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import _C, functional
 from .._clamp import Clamp, as_clamp
 
 
@@ -13,9 +13,10 @@ class ConvAddReLU(nn.Module):
     """``relu(conv(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
 
     In eval mode, where no gradient is wanted, the weight is kept in the order in which the kernel reads it: a second
-    copy (four times the weight for winograd), made at the first call, made anew when the weight's version, its memory
-    or the input's size changes, and freed with the module or by ``train()``. In-place changes that autograd does not
-    count (``weight.data.mul_()``) are not seen: assign to the parameter, or call ``train().eval()``.
+    copy (four times the weight for winograd), made at the first call, made anew when the weight's version, its memory,
+    the input's size or the settings of `torch_convlab.backends` change, and freed with the module or by ``train()``.
+    In-place changes that autograd does not count (``weight.data.mul_()``) are not seen: assign to the parameter, or
+    call ``train().eval()``.
 
     Args:
         conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
@@ -52,7 +53,9 @@ class ConvAddReLU(nn.Module):
         weight = self._parameters["weight"]
         if weight.is_inference():
             return None
-        key = weight._version, weight.data_ptr(), weight.dtype, input.dtype, input.shape, input.stride()
+        key = (
+            weight._version, weight.data_ptr(), weight.dtype, input.dtype, input.shape, input.stride(), _C.settings(),
+        )  # fmt: skip
         if self._packed is None or self._packed[0] != key:
             if weight.device.type != "cpu" or input.dtype != weight.dtype or isinstance(self.padding, str):
                 return None
