@@ -131,9 +131,14 @@ def assert_same_layout(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> N
 # --- Convolutions ---------------------------------------------------------------------------------------------------
 
 
-@functools.cache
 def operands(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
-    """Normal random input, weight, bias (None without) and grad_output of a case, the same ones every time."""
+    """Normal random input, weight, bias (None without) and grad_output of a case, the same values every time."""
+    # Tensors of their own: who wants gradients of them must not leave that to the next test.
+    return {name: None if value is None else value.detach() for name, value in _drawn(case, dtype).items()}
+
+
+@functools.cache
+def _drawn(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
     random = torch.Generator().manual_seed(sum(case.name.encode()))
 
     def draw(*size):
@@ -179,10 +184,17 @@ def refusal(
     """Why the algorithm does not compute a pass of this case on the device, or None."""
     if algorithm == "auto":
         return None
+    return choice(case, pass_, dtype, on).verdicts[algorithm].refusal
+
+
+def choice(
+    case: ConvCase, pass_: str = "forward", dtype: torch.dtype = torch.float32, on: str | None = None, packed=False
+) -> torch_convlab.choice.Choice:
+    """What explain_convolution says of a pass of this case on the device."""
     if case.transposed:  # the adjoint: see run_pass
         pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
     input_size, weight_size = (case.output if case.transposed else case.input), case.weight
-    choice = torch_convlab.explain_convolution(
+    return torch_convlab.explain_convolution(
         input_size,
         weight_size,
         case.stride,
@@ -192,8 +204,8 @@ def refusal(
         pass_=pass_,
         dtype=dtype,
         device=on or KERNELS,
+        packed=packed,
     )
-    return choice.verdicts[algorithm].refusal
 
 
 def run_pass(case: ConvCase, pass_: str, algorithm: str, input, weight, bias, grad_output) -> torch.Tensor:
