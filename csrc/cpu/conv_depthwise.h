@@ -75,18 +75,14 @@ class DepthwiseChannelsLast {
     const int64_t lines = phase.axis[0].taps * phase.axis[1].taps;
     copies_ = lines > 1 && lines * t_.read_size[2] * channels_ * static_cast<int64_t>(sizeof(T)) > kKeptBytes;
     fetches_ = !copies_ && elements * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
-    block_ = channels_;
+    block_ = copies_ ? copied_channels(phase) : channels_;
+    blocks_ = divide_up(channels_, block_);
     strip_ = 1;
     if (copies_) {
-      const int64_t window = lines * ((kWindowPixels - 1) * phase.axis[2].read_step + reach(phase.axis[2]));
-      block_ = kLineChannels;
-      while (block_ < 4 * kLineChannels && 2 * block_ * window * static_cast<int64_t>(sizeof(T)) <= kWindowBytes)
-        block_ *= 2;
-      blocks_ = divide_up(channels_, block_);
       for (int64_t index = 0; index < t_.phase_count; ++index) {
         const Phase each = t_.phase(index);
         slots_ = std::max(slots_, slots(each.axis[2]));
-        reach_ = std::max(reach_, reach(each.axis[1]));
+        reach_ = std::max(reach_, each.axis[1].reach());
         planes_ = std::max(planes_, each.axis[0].taps);
       }
       read_step_ = phase.axis[1].read_step;
@@ -95,7 +91,6 @@ class DepthwiseChannelsLast {
                             images_ * blocks_ * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
         strip_ = divide_up(strip_, 2);
     }
-    blocks_ = divide_up(channels_, block_);
     strips_ = divide_up(rows, strip_);
   }
 
@@ -176,13 +171,19 @@ class DepthwiseChannelsLast {
     int64_t begin, end;
   };
 
-  // Distance between the first and the last that a pixel reads, plus one.
-  static int64_t reach(const AxisPhase& axis) {
-    return axis.taps ? (axis.taps - 1) * std::abs(axis.offset_step) + 1 : 0;
+  // As many cache lines of channels, up to 4, as let what a window reads stay in L1.
+  static int64_t copied_channels(const Phase& phase) {
+    const AxisPhase& axis = phase.axis[2];
+    const int64_t lines = phase.axis[0].taps * phase.axis[1].taps;
+    const int64_t pixels = lines * ((kWindowPixels - 1) * axis.read_step + axis.reach());
+    int64_t channels = kLineChannels;
+    while (channels < 4 * kLineChannels && 2 * channels * pixels * static_cast<int64_t>(sizeof(T)) <= kWindowBytes)
+      channels *= 2;
+    return channels;
   }
   // Pixels that the windows of a line read.
   static int64_t slots(const AxisPhase& axis) {
-    return (round_up(axis.count, kWindowPixels) - 1) * axis.read_step + std::max<int64_t>(1, reach(axis));
+    return (round_up(axis.count, kWindowPixels) - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
   }
   int64_t channel_weights() const { return t_.geometry.taps() + 1; }  // and the bias
   int64_t copied_lines(int64_t rows) const { return (rows - 1) * read_step_ + reach_; }

@@ -28,7 +28,7 @@ class DirectTransfer {
       const Phase each = t_.phase(index);
       slots_ = std::max(slots_, slots(each.axis[2]));
       planes_read_ = std::max(planes_read_, each.axis[0].taps);
-      reach_ = std::max(reach_, reach(each.axis[1]));
+      reach_ = std::max(reach_, each.axis[1].reach());
     }
     planes_ = phase.axis[0].count;
     row_step_ = phase.axis[1].read_step;
@@ -88,7 +88,7 @@ class DirectTransfer {
     const T* image = t_.read + n * t_.read_pixels() * read_channels;
     const SpreadLines<T> spreading(arguments_.layout, t_.read_size, read_channels, block,
                                    x * ax->read_step + ax->offset_first, slots(*ax));
-    const int64_t height = (rows - 1) * ay->read_step + reach(*ay);
+    const int64_t height = (rows - 1) * ay->read_step + ay->reach();
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t line = 0; line < height; ++line)
         spreading.spread(image, z * az->read_step + az->offset(jz), y * ay->read_step + ay->offset_first + line,
@@ -141,12 +141,8 @@ class DirectTransfer {
     for (AxisPhase& axis : phase.axis) axis = axis.ascending();
     return phase;
   }
-  // Distance between the first and the last that a pixel reads, plus one.
-  static int64_t reach(const AxisPhase& axis) {
-    return axis.taps ? (axis.taps - 1) * std::abs(axis.offset_step) + 1 : 0;
-  }
   int64_t slots(const AxisPhase& axis) const {
-    return (segment_ - 1) * axis.read_step + std::max<int64_t>(1, reach(axis));
+    return (segment_ - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
   }
   int64_t pixel_size() const { return t_.read_channels * lanes<A>; }
   // Of the spread lines of a strip, in elements.

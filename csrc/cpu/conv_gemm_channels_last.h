@@ -10,7 +10,7 @@
 // lanes idle (depthwise: all but one).
 #pragma once
 #include "conv_gather.h"
-#include "pack.h"
+#include "conv_panels.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -32,7 +32,7 @@ class GemmChannelsLast {
                       (t_.read_channels < kShortSegment && g.taps() > 1);
     merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();
     tap_depth_ = merged_ ? t_.read_channels : round_up(t_.read_channels, products<S>);
-    panel_depth_ = round_up(g.taps() * tap_depth_, products<S>);
+    weights_ = WeightPanels<T>(arguments_, t_, tap_depth_, lines_);
     // Pixels that follow each other in memory and are read once: the next tile's are fetched during this one.
     const AxisPhase& line = t_.phase(0).axis[2];
     pointwise_ = g.taps() == 1 && g.padding[2] == 0 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
@@ -41,41 +41,25 @@ class GemmChannelsLast {
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
     block_rows_ = divide_up(rows, row_blocks_);
-    panels_ = divide_up(t_.written_channels, kPanel<A>);
     const int64_t blocks = t_.phase_count * g.groups * row_blocks_;
-    column_blocks_ = std::min(panels_, divide_up(enough_tasks(arguments.threads), blocks));
-    block_panels_ = divide_up(panels_, column_blocks_);
-    column_blocks_ = divide_up(panels_, block_panels_);
-    group_weights_ = round_up(t_.written_channels, lanes<A>) * panel_depth_;
-    patch_stride_ = round_up(panel_depth_, lanes<S>) + lanes<S>;
+    column_blocks_ = std::min(weights_.count(), divide_up(enough_tasks(arguments.threads), blocks));
+    block_panels_ = divide_up(weights_.count(), column_blocks_);
+    column_blocks_ = divide_up(weights_.count(), block_panels_);
+    patch_stride_ = round_up(weights_.depth(), lanes<S>) + lanes<S>;
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.pack_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
+    plan.pack_tasks = weights_.tasks();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
-    plan.packed_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(S));
+    plan.packed_bytes = weights_.bytes();
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
     return plan;
   }
 
-  // One tap of one panel of weights.
-  void pack(int64_t task) const {
-    const int64_t taps = t_.geometry.taps();
-    const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
-    const int width = panel_width<A>(t_.written_channels, panel);
-    const int64_t first = panel * kPanel<A>, columns = std::min<int64_t>(width, t_.written_channels - first);
-    const T* source =
-        arguments_.weight + t_.weight_offset(arguments_, group, 0, first) + tap * arguments_.weight_stride_tap;
-    const int64_t read_stride = t_.weight_offset(arguments_, 0, 1, 0);
-    const int64_t written_stride = t_.weight_offset(arguments_, 0, 0, 1);
-    const int64_t place = place_of(tap), begin = place * tap_depth_;
-    const int64_t end = place + 1 == taps ? panel_depth_ : begin + tap_depth_;
-    pack_columns(WeightBlock<T>{source, read_stride, written_stride, t_.read_channels, columns}, begin, end, width,
-                 packed(group, panel));
-  }
+  void pack(int64_t task) const { weights_.pack(task); }
 
   // One block of pixels of one phase and group, times some panels.
   void run(void* scratch, int64_t task) const {
@@ -96,7 +80,7 @@ class GemmChannelsLast {
     point_at_rows(phase, group, begin, rows, s);
     leave_out_zeros(segments(phase), rows, s);
 
-    const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
+    const int64_t last_panel = std::min(weights_.count(), (column_block + 1) * block_panels_);
     for (int64_t panel = column_block * block_panels_; panel < last_panel; ++panel)
       multiply_panel(phase, group, panel, rows, s);
   }
@@ -147,21 +131,11 @@ class GemmChannelsLast {
             carver.take<const S*>(taps)};
   }
 
-  S* packed(int64_t group, int64_t panel) const {
-    return static_cast<S*>(arguments_.packed) + group * group_weights_ + panel * kPanel<A> * panel_depth_;
-  }
-
   int64_t segments(const Phase& phase) const {
     return merged_ ? 1 : lines_ ? phase.axis[0].taps * phase.axis[1].taps : phase.taps();
   }
-  int64_t segment_depth() const { return merged_ ? panel_depth_ : tap_depth_ * (lines_ ? t_.geometry.kernel[2] : 1); }
-
-  // Where the rows of a tap come in a panel. A kernel line that is one segment comes as it is read: backward that is
-  // from its last tap on.
-  int64_t place_of(int64_t tap) const {
-    if (!lines_ || t_.phase(0).axis[2].offset_step > 0) return tap;
-    const int64_t x = tap % t_.geometry.kernel[2];
-    return tap - x + t_.geometry.kernel[2] - 1 - x;
+  int64_t segment_depth() const {
+    return merged_ ? weights_.depth() : tap_depth_ * (lines_ ? t_.geometry.kernel[2] : 1);
   }
 
   // Rows of a block are cut into tiles that differ by at most one row: visit(first row, rows of the tile).
@@ -345,21 +319,11 @@ class GemmChannelsLast {
     const int64_t columns = std::min<int64_t>(width, t_.written_channels - first_column);
     const bool in_place = columns == width;
 
-    const S* weights = packed(group, panel);
-    if (merged_) {
-      s.panels[0] = weights;
-    } else {
-      int64_t j = 0;
-      for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
-        for (int64_t jy = 0; jy < phase.axis[1].taps; ++jy)
-          for (int64_t jx = 0; jx < (lines_ ? 1 : phase.axis[2].taps); ++jx)
-            s.panels[j++] = weights + t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy),
-                                                   lines_ ? 0 : phase.axis[2].tap(jx)) *
-                                          tap_depth_ * width;
-    }
-    if (t_.bias)
-      for (int64_t j = 0; j < width; ++j)
-        s.bias[j] = j < columns ? to_accumulate(t_.bias[group * t_.written_channels + first_column + j]) : A(0);
+    if (merged_)
+      s.panels[0] = weights_.at(group, panel);
+    else
+      weights_.point_at_segments(phase, group, panel, s.panels);
+    if (t_.bias) t_.load_bias(group, first_column, width, s.bias);
 
     const int64_t count = segments(phase), depth = segment_depth();
     const int64_t chunk = std::min(depth, kDepth * products<S>),
@@ -417,8 +381,9 @@ class GemmChannelsLast {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool copies_patches_, lines_, merged_, pointwise_, streams_;
-  int64_t tap_depth_, panel_depth_;  // of a tap and of all of them, in elements of packed rows and columns
-  int64_t row_blocks_, block_rows_, panels_, column_blocks_, block_panels_, group_weights_, patch_stride_;
+  WeightPanels<T> weights_;
+  int64_t tap_depth_;  // rows of a tap in a panel
+  int64_t row_blocks_, block_rows_, column_blocks_, block_panels_, patch_stride_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -20,14 +20,11 @@ class GemmDots {
 
   // Whether it beats written channels as lanes.
   static bool suits(const ConvArguments<T>& arguments) {
-    const bool forward = arguments.pass == Pass::forward;
-    const ConvGeometry& g = arguments.geometry;
-    const int64_t written = forward ? g.out_channels_per_group() : g.in_channels_per_group();
-    const int64_t read = forward ? g.in_channels_per_group() : g.out_channels_per_group();
-    // A tile's sums are as many as registers hold: short vectors leave more of them to the product.
+    const int64_t read = arguments.read_channels(), written = arguments.written_channels();
+    // Measured: with short vectors, lanes of a product's columns are filled sooner.
     const int64_t most = kTileVectors == 4 ? kMost : read >= 4 * lanes<A> ? 6 : 4;
     return arguments.layout == Layout::channels_last && written <= most && 4 * read >= 3 * lanes<A> &&
-           (g.groups == 1 || written < read);
+           (arguments.geometry.groups == 1 || written < read);
   }
 
   explicit GemmDots(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {

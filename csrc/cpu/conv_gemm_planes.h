@@ -22,16 +22,14 @@ class GemmPlanes {
   // Whether gathering patches, or idle lanes, would cost more.
   static bool suits(const ConvArguments<T>& arguments) {
     const ConvGeometry& g = arguments.geometry;
-    const int64_t written = arguments.pass == Pass::forward ? g.out_channels_per_group() : g.in_channels_per_group();
-    const bool overlap = g.stride[0] < g.kernel[0] || g.stride[1] < g.kernel[1] || g.stride[2] < g.kernel[2];
-    if (arguments.pass == Pass::backward_weight || !overlap) return false;
+    const int64_t written = arguments.written_channels();
+    if (arguments.pass == Pass::backward_weight || !arguments.patches_overlap()) return false;
     if (is_reduced<operand_t<T>>) return written <= 8;  // a matrix product multiplies pairs, twice as fast
     const bool last = arguments.layout == Layout::channels_last;
 #if defined(CONVLAB_AVX512)
     return written <= (last ? 16 : g.taps() >= 25 ? 64 : 32);
 #else
-    const int64_t read = arguments.pass == Pass::forward ? g.in_channels_per_group() : g.out_channels_per_group();
-    const bool short_patches = !last && read * g.taps() < 64;
+    const bool short_patches = !last && arguments.read_channels() * g.taps() < 64;
     return written < (g.groups > 1 ? 2 * lanes<A> : last ? lanes<A> : 12) || (written <= 32 && short_patches);
 #endif
   }

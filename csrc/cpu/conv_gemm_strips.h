@@ -21,12 +21,9 @@ class GemmStrips {
   using A = accumulate_t<T>;
 
   static bool suits(const ConvArguments<T>& arguments) {
-    const ConvGeometry& g = arguments.geometry;
-    const int64_t written = arguments.pass == Pass::forward ? g.out_channels_per_group() : g.in_channels_per_group();
-    // Patches that do not overlap are gathered once as well.
-    const bool overlap = g.stride[0] < g.kernel[0] || g.stride[1] < g.kernel[1] || g.stride[2] < g.kernel[2];
-    return arguments.pass != Pass::backward_weight && arguments.layout == Layout::channels_first && overlap &&
-           written >= kFewest;
+    return arguments.pass != Pass::backward_weight && arguments.layout == Layout::channels_first &&
+           arguments.patches_overlap() &&  // others are gathered once as well
+           arguments.written_channels() >= kFewest;
   }
 
   explicit GemmStrips(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
@@ -42,8 +39,8 @@ class GemmStrips {
     for (int64_t index = 0; index < t_.phase_count; ++index) {
       const Phase each = t_.phase(index);
       planes_ = std::max(planes_, each.axis[0].taps);
-      reach_ = std::max(reach_, reach(each.axis[1]));
-      slots_ = std::max(slots_, (segment_ - 1) * each.axis[2].read_step + reach(each.axis[2]));
+      reach_ = std::max(reach_, each.axis[1].reach());
+      slots_ = std::max(slots_, slots(each.axis[2], segment_));
     }
     row_step_ = phase.axis[1].read_step;
     images_ = g.batch * std::max<int64_t>(1, phase.axis[0].count);
@@ -54,17 +51,16 @@ class GemmStrips {
       strip_ = divide_up(strip_, 2);
     strips_ = divide_up(rows, strip_);
     strip_ = divide_up(rows, strips_);
-    panels_ = divide_up(t_.written_channels, kPanel<A>);
-    column_blocks_ = std::min(panels_, divide_up(enough, others * strips_));
-    block_panels_ = divide_up(panels_, column_blocks_);
-    column_blocks_ = divide_up(panels_, block_panels_);
-    group_weights_ = round_up(t_.written_channels, lanes<A>) * g.taps() * channels_;
+    weights_ = WeightPanels<T>(arguments_, t_, channels_, lines_);
+    column_blocks_ = std::min(weights_.count(), divide_up(enough, others * strips_));
+    block_panels_ = divide_up(weights_.count(), column_blocks_);
+    column_blocks_ = divide_up(weights_.count(), block_panels_);
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.pack_tasks = t_.geometry.groups * panels_ * t_.geometry.taps();
-    plan.packed_bytes = t_.geometry.groups * group_weights_ * static_cast<int64_t>(sizeof(A));
+    plan.pack_tasks = weights_.tasks();
+    plan.packed_bytes = weights_.bytes();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * images_ * strips_ * segments_ * column_blocks_;
     Carver count(nullptr);
     carve(count);
@@ -72,18 +68,7 @@ class GemmStrips {
     return plan;
   }
 
-  // One tap of one panel of weights.
-  void pack(int64_t task) const {
-    const int64_t taps = t_.geometry.taps();
-    const int64_t tap = task % taps, panel = task / taps % panels_, group = task / taps / panels_;
-    const int64_t first = panel * kPanel<A>, width = panel_width<A>(t_.written_channels, panel);
-    const T* source =
-        arguments_.weight + t_.weight_offset(arguments_, group, 0, first) + tap * arguments_.weight_stride_tap;
-    const WeightBlock<T> block{source, t_.weight_offset(arguments_, 0, 1, 0), t_.weight_offset(arguments_, 0, 0, 1),
-                               channels_, std::min<int64_t>(width, t_.written_channels - first)};
-    const int64_t begin = place_of(tap) * channels_;
-    pack_columns(block, begin, begin + channels_, static_cast<int>(width), packed(group, panel));
-  }
+  void pack(int64_t task) const { weights_.pack(task); }
 
   // A strip of lines of one phase, image and group, times some panels.
   void run(void* scratch, int64_t task) const {
@@ -106,7 +91,7 @@ class GemmStrips {
     const Scratch s = carve(carver);
     copy_lines(phase, group, strip, s.lines);
     point_at_pixels(phase, strip, s);
-    const int64_t last_panel = std::min(panels_, (column_block + 1) * block_panels_);
+    const int64_t last_panel = std::min(weights_.count(), (column_block + 1) * block_panels_);
     for (int64_t panel = column_block * block_panels_; panel < last_panel; ++panel) {
       multiply_panel(phase, group, panel, strip, s);
       store_panel(phase, group, panel, strip, s.sums);
@@ -138,21 +123,12 @@ class GemmStrips {
             carver.take<const A*>(taps * pixels),    carver.take<const A*>(taps),        carver.take<A*>(pixels)};
   }
 
-  // Distance between the first and the last that a pixel reads, plus one.
-  static int64_t reach(const AxisPhase& axis) {
-    return axis.taps ? (axis.taps - 1) * std::abs(axis.offset_step) + 1 : 1;
+  // Pixels that `columns` written ones of a line read.
+  static int64_t slots(const AxisPhase& axis, int64_t columns) {
+    return (columns - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
   }
   int64_t strip_lines(int64_t rows) const { return (rows - 1) * row_step_ + reach_; }
   int64_t strip_size() const { return planes_ * strip_lines(strip_) * slots_ * pixel_; }
-  A* packed(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.packed) + group * group_weights_ +
-           panel * kPanel<A> * t_.geometry.taps() * channels_;
-  }
-  // Where a tap comes in a panel: a kernel line that is one segment, as it is read.
-  int64_t place_of(int64_t tap) const {
-    const int64_t width = t_.geometry.kernel[2], x = tap % width;
-    return lines_ && t_.phase(0).axis[2].offset_step < 0 ? tap - x + width - 1 - x : tap;
-  }
   int64_t segment_depth() const { return channels_ * (lines_ ? t_.geometry.kernel[2] : 1); }
   int64_t segment_count(const Phase& phase) const {
     return phase.axis[0].taps * phase.axis[1].taps * (lines_ ? 1 : phase.axis[2].taps);
@@ -163,7 +139,7 @@ class GemmStrips {
     const int64_t plane = t_.read_pixels(), height = t_.read_size[1], width = t_.read_size[2];
     const int64_t first_y = strip.y * ay->read_step + ay->offset_first;
     const int64_t first_x = strip.x * ax->read_step + ax->offset_first;
-    const int64_t slots = (strip.columns - 1) * ax->read_step + reach(*ax);
+    const int64_t slots = this->slots(*ax, strip.columns);
     const int64_t begin = std::clamp<int64_t>(-first_x, 0, slots), end = std::clamp(width - first_x, begin, slots);
     const T* image = t_.read + (strip.n * t_.geometry.groups + group) * channels_ * plane;
     for (int64_t jz = 0; jz < az->taps; ++jz)
@@ -201,17 +177,8 @@ class GemmStrips {
 
   void multiply_panel(const Phase& phase, int64_t group, int64_t panel, const Strip& strip, const Scratch& s) const {
     const int width = panel_width<A>(t_.written_channels, panel);
-    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
-    const A* weights = packed(group, panel);
-    const A** tap = s.taps;
-    for (int64_t jz = 0; jz < az->taps; ++jz)
-      for (int64_t jy = 0; jy < ay->taps; ++jy)
-        for (int64_t jx = 0; jx < (lines_ ? 1 : ax->taps); ++jx)
-          *tap++ = weights + t_.tap_index(az->tap(jz), ay->tap(jy), lines_ ? 0 : ax->tap(jx)) * channels_ * width;
-    for (int64_t j = 0; t_.bias && j < width; ++j) {
-      const int64_t channel = panel * kPanel<A> + j;
-      s.bias[j] = channel < t_.written_channels ? to_accumulate(t_.bias[group * t_.written_channels + channel]) : A(0);
-    }
+    weights_.point_at_segments(phase, group, panel, s.taps);
+    if (t_.bias) t_.load_bias(group, panel * kPanel<A>, width, s.bias);
 
     const int64_t count = segment_count(phase), depth = segment_depth(), pixels = strip.pixels();
     const int64_t chunk = std::min(depth, kDepth),
@@ -258,7 +225,8 @@ class GemmStrips {
   bool lines_;
   int64_t channels_, pixel_, images_, segment_, segments_, strip_ = 1, strips_, row_step_;
   int64_t planes_ = 1, reach_ = 1, slots_ = 1;  // read for a strip: the most that any phase needs
-  int64_t panels_, column_blocks_, block_panels_, group_weights_;
+  WeightPanels<T> weights_;
+  int64_t column_blocks_, block_panels_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -14,8 +14,8 @@
 // Memory: chunks x weights, at most max(weights, kMaxPartialBytes); per thread the two packed blocks. Limits: fewer
 // than `lanes` columns per group (depthwise) leave lanes idle.
 #pragma once
-#include "conv_gather.h"
 #include "conv_gemm_channels_last.h"
+#include "conv_gemm_gradient.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -30,7 +30,7 @@ class GemmWeight {
         geometry_(without_needless_axes(arguments.geometry)),
         exchanged_(exchanges_roles(geometry_)),
         patched_(exchanged_ ? arguments.output : arguments.input),
-        plain_(exchanged_ ? arguments.input : arguments.output) {
+        gradient_(packing_of(arguments, exchanged_)) {
     if (exchanged_) geometry_ = with_roles_exchanged(geometry_);
     last_ = arguments.layout == Layout::channels_last;
     channels_ = geometry_.in_channels_per_group();
@@ -116,7 +116,10 @@ class GemmWeight {
   }
 
  private:
-  static constexpr int64_t kBlockPixels = 256;                             // one chain of additions
+  static constexpr int64_t kBlockPixels = GradientPacking<T>::kBlockPixels;  // one chain of additions
+  static constexpr int kStripe = GradientPacking<T>::kStripe;
+  static constexpr int64_t kRowPitch = GradientPacking<T>::kRowPitch;
+  static constexpr int64_t kStripePitch = GradientPacking<T>::kStripePitch;
   static constexpr int64_t kPartFilters = 256;                             // filters of a task
   static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task: of patches
   static constexpr int64_t kSplitRows = 288;                               // rows of a task: of patches
@@ -124,12 +127,7 @@ class GemmWeight {
   static constexpr int64_t kEnoughTasks = 16;
   static constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
   static constexpr int kFinishRows = lanes<A>;
-  // Channels last, filters that lie together in the packed grad_output: a vector if that is a cache line, otherwise
-  // the rows of a tile, which then reads nothing else.
-  static constexpr int kStripe = CONVLAB_VECTOR_BYTES == 64 ? lanes<A> : kTileRows;
-  // All off a power of two: what is used together would share cache sets.
-  static constexpr int64_t kRowPitch = kBlockPixels + lanes<S>;
-  static constexpr int64_t kStripePitch = kBlockPixels * kStripe + lanes<S>;
+  // Off a power of two.
   static constexpr int64_t kPanelPitch = kBlockPixels * kPanel<A> + 64 / static_cast<int64_t>(sizeof(S));
 
   // Patches of grad_output would be rows, and there are fewer of them than of the input.
@@ -137,6 +135,11 @@ class GemmWeight {
     const bool unit_stride = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
     return products<S> == 1 && g.groups == 1 && unit_stride && g.taps() > 1 && g.out_channels <= kFewChannels &&
            g.in_channels > kFewChannels && g.out_channels * g.taps() <= kSplitRows;
+  }
+  static GradientPacking<T> packing_of(const ConvArguments<T>& a, bool exchanged) {
+    const ConvGeometry& g = a.geometry;
+    if (exchanged) return {a.input, g.in_channels, g.in_channels, g.input_pixels()};
+    return {a.output, g.out_channels, g.out_channels_per_group(), g.output_pixels()};
   }
   // Input pixel i meets output pixel i + padding - tap * dilation, so taps are counted from the last.
   static ConvGeometry with_roles_exchanged(ConvGeometry g) {
@@ -147,9 +150,6 @@ class GemmWeight {
     return g;
   }
 
-  struct Filters {
-    int64_t first, count;
-  };
   struct Scratch {
     // Columns are patches; rows are.
     S* gathered;  // [panel][step][column][products]; [row][pixel]
@@ -181,7 +181,7 @@ class GemmWeight {
 
   void multiply_patch_columns(const Phase& phase, int64_t group, const Filters& filters, int64_t chunk, int64_t split,
                               int64_t begin, int64_t pixels, bool accumulate, const Scratch& s) const {
-    pack_gradient(group, filters, begin, pixels, s.gradient);
+    gradient_.pack_stripes(group, filters, begin, pixels, s.gradient);
     const int64_t first_column = split * split_size_, columns = std::min(split_size_, columns_ - first_column);
     if constexpr (products<S> == 2) std::fill(s.spare, s.spare + kPanel<A>, S{});
     gather_columns(phase, group, begin, pixels, first_column, columns, s);
@@ -208,46 +208,6 @@ class GemmWeight {
 
   static int64_t first_row_of_tile(int64_t rows, int64_t tile, int64_t tiles) {
     return kStripe == kTileRows ? std::min(rows, tile * kTileRows) : rows * tile / tiles;
-  }
-
-  void pack_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
-    const int64_t stride = geometry_.out_channels;
-    const T* source = plain_ + begin * stride + group * filters_ + filters.first;
-    if constexpr (products<S> == 2) {
-      for (int64_t p = 0; p < pixels; p += 2, source += 2 * stride) {
-        prefetch_row(source, stride, filters.count);
-        prefetch_row(source + stride, stride, filters.count);
-        for (int64_t k = 0; k < filters.count; k += lanes<A>)
-          interleave<1>(source + k, p + 1 < pixels ? source + stride + k : nullptr, 1,
-                        std::min<int64_t>(lanes<A>, filters.count - k),
-                        target + k / lanes<A> * kStripePitch + p * lanes<A>);
-      }
-    } else {
-      // Stores of stripes that are no whole cache lines follow each other for some pixels. What a store writes too
-      // much, the next one overwrites.
-      constexpr int64_t together = kStripe == lanes<A> ? 1 : 16;
-      for (int64_t first = 0; first < pixels; first += together) {
-        for (int64_t p = first; p < first + together; ++p) prefetch_row(source + p * stride, stride, filters.count);
-        for (int64_t k = 0; k < filters.count; k += kStripe) {
-          const T* from = source + first * stride + k;
-          S* to = target + k / kStripe * kStripePitch + first * kStripe;
-          const int64_t left = filters.count - k, end = std::min(pixels, first + together);
-          for (int64_t p = first; p < end; ++p, from += stride, to += kStripe)
-            CONVLAB_UNROLL for (int j = 0; j < kStripe; j += lanes<A>) {
-              if (left >= j + lanes<A>)
-                store(to + j, load(from + j));
-              else if (left > j)
-                store(to + j, load_partial(from + j, left - j));
-            }
-        }
-      }
-    }
-  }
-
-  // What a pixel further on needs: the hardware does not see that rows go on.
-  static void prefetch_row(const T* row, int64_t stride, int64_t count) {
-    constexpr int64_t rows_ahead = 16, line = 64 / sizeof(T);
-    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(row + rows_ahead * stride + i);
   }
 
   // Panels of the `columns` from first_column on: each pixel's row is made of spans of channels, one per tap touched.
@@ -370,9 +330,9 @@ class GemmWeight {
     for (int64_t pixel = pixels; pixel < steps * products<S>; ++pixel)
       for (int64_t row = 0; row < rows; ++row) s.gathered[row * kRowPitch + pixel] = S{};
     if (!last_)
-      transpose_gradient(group, filters, begin, pixels, s);
+      gradient_.transpose_panels(group, filters, begin, pixels, s.gradient, s.spare);
     else if constexpr (products<S> == 1)
-      copy_gradient(group, filters, begin, pixels, s.gradient);
+      gradient_.copy_panels(group, filters, begin, pixels, s.gradient);
 
     TileProduct<A, S> product;
     product.rows = s.rows;
@@ -391,63 +351,6 @@ class GemmWeight {
         }
         tile_kernel<A, 1, S>(static_cast<int>(height), panel_width<A>(filters.count - column, 0) / lanes<A>)(product);
       }
-    }
-  }
-
-  // [pixel][filter] -> [panel][pixel][filter]
-  void copy_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
-    const int64_t stride = geometry_.out_channels;
-    const T* source = plain_ + begin * stride + group * filters_ + filters.first;
-    for (int64_t p = 0; p < pixels; ++p, source += stride) {
-      prefetch_row(source, stride, filters.count);
-      for (int64_t k = 0; k < filters.count; k += lanes<A>) {
-        const int64_t panel = k / kPanel<A> * kPanel<A>, left = filters.count - k;
-        S* to = target + panel * kBlockPixels + p * panel_width<A>(filters.count - panel, 0) + k - panel;
-        store(to, left >= lanes<A> ? load(source + k) : load_partial(source + k, left));
-      }
-    }
-  }
-
-  // [filter][pixel] of up to several images -> [panel][step][filter][products]
-  void transpose_gradient(int64_t group, const Filters& filters, int64_t begin, int64_t pixels,
-                          const Scratch& s) const {
-    const int64_t image = geometry_.output_pixels();
-    if constexpr (products<S> == 2)
-      return transpose_pairs(group, filters, begin, pixels, s);
-    else
-      for (int64_t done = 0; done < pixels;) {
-        const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
-        const int64_t length = std::min(pixels - done, image - pixel);
-        const T* source = plain_ + (n * geometry_.out_channels + group * filters_ + filters.first) * image + pixel;
-        for (int64_t column = 0; column < filters.count; column += lanes<A>) {
-          const int64_t panel = column / kPanel<A> * kPanel<A>;
-          const int width = panel_width<A>(filters.count - panel, 0);
-          transpose_matrix(source + column * image, image, std::min<int64_t>(lanes<A>, filters.count - column), length,
-                           s.gradient + panel * kBlockPixels + done * width + column - panel, width);
-        }
-        done += length;
-      }
-  }
-
-  // The same through rows of a whole block, because a pair may straddle images; transposed as if pairs were floats.
-  void transpose_pairs(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, const Scratch& s) const {
-    const int64_t image = geometry_.output_pixels(), steps = divide_up(pixels, 2);
-    for (int64_t column = 0; column < filters.count; column += lanes<A>) {
-      const int64_t panel = column / kPanel<A> * kPanel<A>, count = std::min<int64_t>(lanes<A>, filters.count - column);
-      for (int64_t filter = 0; filter < count; ++filter) {
-        S* row = s.spare + filter * kRowPitch;
-        for (int64_t done = 0; done < pixels;) {
-          const int64_t n = (begin + done) / image, pixel = (begin + done) % image;
-          const int64_t length = std::min(pixels - done, image - pixel);
-          const int64_t plane = n * geometry_.out_channels + group * filters_ + filters.first + column + filter;
-          copy_span<1>(plain_ + plane * image + pixel, 1, length, row + done);
-          done += length;
-        }
-        std::fill(row + pixels, row + 2 * steps, S{});
-      }
-      const int width = panel_width<A>(filters.count - panel, 0);
-      transpose_matrix(reinterpret_cast<const A*>(s.spare), kRowPitch / 2, count, steps,
-                       reinterpret_cast<A*>(s.gradient + panel * kBlockPixels) + column - panel, width);
     }
   }
 
@@ -484,7 +387,8 @@ class GemmWeight {
   const ConvArguments<T>& arguments_;
   ConvGeometry geometry_;
   bool exchanged_;  // patches are of grad_output, which has few channels
-  const T *patched_, *plain_;
+  const T* patched_;
+  GradientPacking<T> gradient_;
   bool last_, pointwise_;
   bool patch_rows_;  // rows of the product are parts of patches, columns are filters; or the other way round
   bool in_place_;    // sums are kept in the weight itself

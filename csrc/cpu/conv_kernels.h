@@ -43,6 +43,18 @@ struct ConvArguments {
   int64_t round = 0;
   int threads = 1;  // how finely to cut tasks; never how to order a sum
 
+  // Per group, of the tensors that are read and written forward or in backward_input.
+  int64_t read_channels() const {
+    return pass == Pass::backward_input ? geometry.out_channels_per_group() : geometry.in_channels_per_group();
+  }
+  int64_t written_channels() const {
+    return pass == Pass::backward_input ? geometry.in_channels_per_group() : geometry.out_channels_per_group();
+  }
+  // Whether some pixel belongs to several patches.
+  bool patches_overlap() const {
+    const ConvGeometry& g = geometry;
+    return g.stride[0] < g.kernel[0] || g.stride[1] < g.kernel[1] || g.stride[2] < g.kernel[2];
+  }
   int64_t weight_stride_filter() const { return geometry.in_channels_per_group() * geometry.taps(); }
 };
 

@@ -23,6 +23,8 @@ struct AxisPhase {
 
   int64_t tap(int64_t j) const { return tap_first + tap_step * j; }
   int64_t offset(int64_t j) const { return offset_first + offset_step * j; }
+  // Positions from the first to the last that a pixel reads; 0 without taps.
+  int64_t reach() const { return taps ? (taps - 1) * std::abs(offset_step) + 1 : 0; }
   // The same taps in the order of what they read.
   AxisPhase ascending() const {
     AxisPhase axis = *this;
@@ -111,8 +113,8 @@ struct Transfer {
         epilogue{written, a.residual, a.clamp},
         phase_count(phases(geometry, a.pass)) {
     const bool forward = pass == Pass::forward;
-    read_channels = forward ? geometry.in_channels_per_group() : geometry.out_channels_per_group();
-    written_channels = forward ? geometry.out_channels_per_group() : geometry.in_channels_per_group();
+    read_channels = a.read_channels();
+    written_channels = a.written_channels();
     read_size = forward ? geometry.input : geometry.output;
     written_size = forward ? geometry.output : geometry.input;
   }
@@ -125,6 +127,12 @@ struct Transfer {
   int64_t rows() const { return geometry.batch * phase(0).pixels(); }
   int64_t tap_index(int64_t z, int64_t y, int64_t x) const {
     return (z * geometry.kernel[1] + y) * geometry.kernel[2] + x;
+  }
+  // The bias of the written channels first, first + 1, .. of a group; zeros beyond them and without a bias.
+  void load_bias(int64_t group, int64_t first, int64_t count, accumulate_t<T>* target) const {
+    for (int64_t channel = first; channel < first + count; ++channel)
+      *target++ = bias && channel < written_channels ? to_accumulate(bias[group * written_channels + channel])
+                                                     : accumulate_t<T>(0);
   }
   // Where the weight between a read and a written channel of a group lies, without its tap.
   int64_t weight_offset(const ConvArguments<T>& a, int64_t group, int64_t read, int64_t written) const {

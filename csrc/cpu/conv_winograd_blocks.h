@@ -234,7 +234,7 @@ class WinogradBlocks {
   }
 
   void write_panel(int64_t group, int64_t panel, Block block, const Scratch& s) const {
-    load_bias(group, panel, s.bias);
+    t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
   }
 
@@ -296,14 +296,6 @@ class WinogradBlocks {
           const T* from = source + c * channel_stride + tap * tap_stride;
           store(filters + (c * taps + tap) * lanes<A>, count == lanes<A> ? load(from) : load_partial(from, count));
         }
-    }
-  }
-
-  void load_bias(int64_t group, int64_t panel, A* bias) const {
-    for (int64_t j = 0; j < kPanel<A>; ++j) {
-      const int64_t channel = panel * kPanel<A> + j;
-      const bool present = t_.bias && channel < t_.written_channels;
-      bias[j] = present ? to_accumulate(t_.bias[group * t_.written_channels + channel]) : A(0);
     }
   }
 };
