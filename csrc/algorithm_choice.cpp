@@ -24,14 +24,23 @@ std::string because(bool in_words, const Parts&... parts) {
   return in_words ? (text(parts) + ...) : "refused";
 }
 
+// Taps that a Winograd convolution sees on each part of a strided image.
+int64_t taps_per_stride(const ConvGeometry& g) { return (g.kernel[1] + g.stride[1] - 1) / g.stride[1]; }
+
 std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
-  if (g.kernel[1] != 3 || g.kernel[2] != 3)
-    return because(in_words, "winograd needs a kernel of 3x3 along the last two axes, but the kernel is ", g.kernel);
+  constexpr int64_t fewest = 2, most = 5, most_stride = 4;
+  if (g.kernel[1] != g.kernel[2])
+    return because(in_words, "winograd needs a kernel that is square along the last two axes, but the kernel is ",
+                   g.kernel);
   for (int axis = 1; axis < kMaxSpatial; ++axis)
     if (g.dilation[axis] != 1)
       return because(in_words, "winograd needs dilation 1 along the last two axes, but dilation is ", g.dilation);
-  if (g.stride[1] != g.stride[2] || g.stride[1] > 2)
-    return because(in_words, "winograd needs stride 1 or 2 along both of the last two axes, but stride is ", g.stride);
+  if (g.stride[1] != g.stride[2] || g.stride[1] > most_stride)
+    return because(in_words, "winograd needs one stride of at most ", most_stride,
+                   " along both of the last two axes, but stride is ", g.stride);
+  if (taps_per_stride(g) < fewest || taps_per_stride(g) > most)
+    return because(in_words, "winograd needs a kernel of ", fewest, " to ", most,
+                   " taps per stride along the last two axes, but the kernel is ", g.kernel, " and stride ", g.stride);
   return {};
 }
 
@@ -100,15 +109,18 @@ double winograd_cost(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const bool forward = problem.pass != Pass::backward_input;
   const int64_t* written = forward ? g.output : g.input;
+  const bool halves = g.stride[1] == 2 && g.kernel[1] == 3;
+  const double per_input = halves && forward ? 24 : 12;  // tiles of 9x9 pixels, none of them read twice
+  // The parts of a strided image are channels of what is read or, in backward input, written.
+  const int64_t parts = halves ? 1 : g.stride[1], taps = taps_per_stride(g);
   const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
-  const bool halves = g.stride[1] == 2;
-  const double per_input = halves && forward ? 24 : 12;  // tiles of 9x9 pixels, none of them read twice
   // Rows of the matrix products, in tiles of 36.
   const auto rows = [&](int64_t size) {
-    if (!halves) return size + 2 * ((size + 3) / 4);
-    const int64_t outputs = forward ? size : (size + 1) / 2;
-    return 2 * outputs + (outputs + 3) / 4;
+    const int64_t outputs = forward ? size : (size + g.stride[1] - 1) / g.stride[1];
+    if (halves) return 2 * outputs + (outputs + 3) / 4;
+    if (taps == 3) return outputs + 2 * ((outputs + 3) / 4);
+    return 6 * ((outputs + 6 - taps) / (7 - taps));
   };
   const bool weight = problem.pass == Pass::backward_weight;
   const double images = static_cast<double>(g.batch * written[0]);
@@ -117,8 +129,11 @@ double winograd_cost(const ConvProblem& problem) {
   const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
   // Each tap along z reads channels of its own.
   const auto slices = static_cast<double>(g.kernel[0]);
-  const double read = slices * static_cast<double>(read_channels);
-  const double c = slices * in_whole_vectors(read_channels), k = in_whole_vectors(written_channels);
+  const double read_parts = forward ? static_cast<double>(parts * parts) : 1;
+  const double written_parts = forward ? 1 : static_cast<double>(parts * parts);
+  const double read = slices * read_parts * static_cast<double>(read_channels);
+  const double c = slices * read_parts * in_whole_vectors(read_channels);
+  const double k = written_parts * in_whole_vectors(written_channels);
   // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
   const double rounds = weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;

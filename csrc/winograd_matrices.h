@@ -6,8 +6,10 @@
 // +-1,
 // +-2 (1.2e-6 to 4e-6 of max|reference|, against up to 1.5e-5). They are fractions of two, so that the matrices are
 // exact and rows of opposite points are mirrored.
-// For M < 4 the points are the first ones of F(4, R), and G is that of F(4, R) without the rows of the others: what its
-// rows would differ by is in B^T. So tiles of fewer outputs, at borders, use the same transformed weights.
+// All of M + R = 7 are one family: they have the same six points, and the same B^T. F(4, 2) has five points of its own.
+// For fewer outputs the points are the first ones of the largest M's, and G is that one's without the rows of the
+// others: what its rows would differ by is in B^T. So tiles of fewer outputs, at borders, use the same transformed
+// weights.
 // References: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; Barabasz et al., "Error
 // Analysis and Improving the Accuracy of Winograd Convolution for DNNs", 2020 (choice of points).
 #pragma once
@@ -18,16 +20,16 @@ namespace convlab {
 template <int Outputs, int Taps>
 struct WinogradMatrices {
   static constexpr int M = Outputs, R = Taps, N = Outputs + Taps - 1;
-  static_assert(M >= 1 && M <= 4 && (R == 2 || R == 3));
+  static_assert(M >= 1 && R >= 2 && M + R <= 7);
   double input[N][N]{};   // B^T
   double weight[N][R]{};  // G
   double output[M][N]{};  // A^T
 
   CONVLAB_HD constexpr WinogradMatrices() {
-    constexpr double for_2_taps[4] = {13.0 / 32, -13.0 / 32, 19.0 / 16, -19.0 / 16};
-    constexpr double for_3_taps[5] = {45.0 / 64, -45.0 / 64, 0, 45.0 / 32, -45.0 / 32};
-    constexpr int all = R + 2;
-    const double* point = R == 2 ? for_2_taps : for_3_taps;
+    constexpr double four[4] = {13.0 / 32, -13.0 / 32, 19.0 / 16, -19.0 / 16};
+    constexpr double five[5] = {45.0 / 64, -45.0 / 64, 0, 45.0 / 32, -45.0 / 32};
+    constexpr int all = R == 2 && M <= 4 ? 4 : 5;
+    const double* point = all == 4 ? four : five;
     for (int j = 0; j < N; ++j) {
       const bool infinite = j == N - 1;
       double polynomial[N + 1] = {1};  // product of (x - point[k]) over k != j

@@ -20,48 +20,15 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// The slice that slice z of the written tensor (of grad_output, in backward weight) reads through a tap along z; -1 if
-// none.
-inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t tap) {
-  if (pass != Pass::backward_input) {
-    const int64_t slice = z * g.stride[0] - g.padding[0] + tap * g.dilation[0];
-    return slice >= 0 && slice < g.input[0] ? slice : -1;
-  }
-  const int64_t distance = z + g.padding[0] - tap * g.dilation[0];
-  return distance >= 0 && distance % g.stride[0] == 0 && distance / g.stride[0] < g.output[0] ? distance / g.stride[0]
-                                                                                              : -1;
-}
-
-// One slice of NC(D)HW -> [y][x][channel]: `lines` lines of `columns` pixels from (y, x) on, zeros outside the slice.
-// `plane`: from channel to channel.
-template <class T>
-void fill_strip(const T* image, int64_t channels, int64_t plane, int64_t height, int64_t width, int64_t y, int64_t x,
-                int64_t lines, int64_t columns, int64_t stride, accumulate_t<T>* strip) {
-  using A = accumulate_t<T>;
-  const int64_t begin = std::clamp<int64_t>(-x, 0, columns), end = std::clamp<int64_t>(width - x, begin, columns);
-  for (int64_t i = 0; i < lines; ++i) {
-    A* line = strip + i * columns * stride;
-    const bool outside = y + i < 0 || y + i >= height;
-    const int64_t from = outside ? columns : begin, to = outside ? columns : end;
-    std::fill(line, line + from * stride, A(0));
-    std::fill(line + to * stride, line + columns * stride, A(0));
-    for (int64_t c = 0; from < to && c < channels; c += lanes<A>)
-      transpose_matrix(image + c * plane + (y + i) * width + x + from, plane, std::min<int64_t>(lanes<A>, channels - c),
-                       to - from, line + from * stride + c, stride);
-  }
-}
-
 // Kernel, the derived class, says how a tile is transformed:
-//   kRows                           rows of V and M that a tile has at most
 //   kBlockTiles, kFewTiles          tiles of a block; up to how many in all the weights are read once
-//   WeightTransform                 G, 6 x 3
 //   strip_size(tiles)               elements of the strip buffer for a row of so many tiles
 //   transform_input(group, block, strip, input, scratch), multiply(..), transform_output(..)
-template <class T, class Kernel>
+template <class T, class Cut, class Kernel>
 class WinogradBlocks {
  public:
   using A = accumulate_t<T>;
-  static constexpr int R = 3, N = 6;  // taps, matrices along an axis
+  static constexpr int R = Cut::kTaps, N = 6;  // taps, matrices along an axis
   static constexpr int kTaps = R * R, kPoints = N * N;
 
   ConvPlan plan() const {
@@ -86,7 +53,7 @@ class WinogradBlocks {
     const int64_t blocks = divide_up(depth_, kPackedChannels);
     const int64_t begin = task % blocks * kPackedChannels, end = std::min(depth_, begin + kPackedChannels);
     const int64_t panel = task / blocks % panels_, group = task / blocks / panels_;
-    const int width = panel_width<A>(t_.written_channels, panel);
+    const int width = width_of(panel);
     transform_weights(group, panel, begin, end, point_stride(depth_), packed(group, panel) + begin * width);
   }
 
@@ -121,7 +88,7 @@ class WinogradBlocks {
     const Block block = {begin, std::min(block_tiles_, all_tiles_ - begin)};
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
     for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int width = panel_width<A>(t_.written_channels, panel);
+      const int width = width_of(panel);
       for (int64_t c = 0; c < depth_; c += chunk_)
         kernel().multiply(panel, block, s.input + c, packed(group, panel) + c * width, point_stride(depth_),
                           std::min(chunk_, depth_ - c), c > 0, s);
@@ -132,17 +99,27 @@ class WinogradBlocks {
  protected:
   // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
   static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
-  static constexpr int64_t kPackedChannels = 16;
+  static constexpr int64_t kPackedChannels = 16;  // whose filters are in order at a time; with parts, fewer of more taps
 
-  // tile_size: written pixels of a tile along an axis.
-  WinogradBlocks(const ConvArguments<T>& arguments, int64_t tile_size)
-      : arguments_(arguments), t_(arguments), last_(arguments.layout == Layout::channels_last), tile_size_(tile_size) {
-    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(t_.written_size[axis + 1], tile_size);
-    panels_ = divide_up(t_.written_channels, kPanel<A>);
+  WinogradBlocks(const ConvArguments<T>& arguments)
+      : arguments_(arguments),
+        t_(arguments),
+        last_(arguments.layout == Layout::channels_last),
+        forward_(arguments.pass == Pass::forward),
+        parts_(Cut::kHalves ? 1 : t_.geometry.stride[1]),
+        runs_(forward_ ? parts_ : 1, t_.read_channels) {
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t size = t_.written_size[axis + 1], padding = t_.geometry.padding[axis + 1];
+      outputs_[axis] = forward_        ? size
+                       : Cut::kHalves ? divide_up(size, 2)
+                                      : (size - 1 + padding) / parts_ - padding / parts_ + 1;
+      tiles_[axis] = divide_up(outputs_[axis], Cut::M);
+    }
+    part_panels_ = divide_up(t_.written_channels, kPanel<A>);
+    panels_ = (forward_ ? 1 : parts_ * parts_) * part_panels_;
     images_ = t_.geometry.batch * t_.written_size[0];
-    depth_ = t_.geometry.kernel[0] * t_.read_channels;
+    depth_ = t_.geometry.kernel[0] * runs_.count() * runs_.size();
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
-    strip_stride_ = round_up(t_.read_channels, lanes<A>) + lanes<A>;
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
     const bool few = all_tiles_ <= Kernel::kFewTiles;
     few_tiles_ = few && t_.geometry.groups * panels_ >= arguments.threads;
@@ -169,7 +146,7 @@ class WinogradBlocks {
   };
   // Tiles of a block that lie in one row of tiles of one image.
   struct Strip {
-    int64_t image, y, x;  // first written pixel
+    int64_t image, y, x;  // first output
     int64_t tile, tiles;  // first in the block, and how many
   };
 
@@ -193,20 +170,32 @@ class WinogradBlocks {
     }
   }
 
+  // Written channels of a panel, which belong to one part.
+  int64_t first_column(int64_t panel) const { return panel % part_panels_ * kPanel<A>; }
+  int width_of(int64_t panel) const { return panel_width<A>(t_.written_channels, panel % part_panels_); }
+  // Along an axis, 0 or 1, which of the parts a panel writes in backward input.
+  int64_t part_of(int64_t panel, int axis) const {
+    const int64_t part = panel / part_panels_;
+    return axis == 0 ? part / parts_ : part % parts_;
+  }
+
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool last_, few_tiles_;
-  int64_t images_;                     // written slices
-  int64_t depth_;                      // read channels, of all taps along z
-  int64_t row_stride_, strip_stride_;  // of V and of the strip buffer
-  int64_t tile_size_, tiles_[2], panels_, all_tiles_, block_tiles_, blocks_, chunk_;
+  bool last_, forward_, few_tiles_;
+  int64_t parts_;  // along an axis, that forward reads and backward input writes
+  Runs<A> runs_;   // of what is read
+  int64_t images_;      // written slices
+  int64_t depth_;       // read channels, of all taps along z and all parts
+  int64_t row_stride_;  // of V
+  int64_t outputs_[2], tiles_[2];
+  int64_t part_panels_, panels_, all_tiles_, block_tiles_, blocks_, chunk_;
 
  private:
   const Kernel& kernel() const { return static_cast<const Kernel&>(*this); }
 
   Scratch carve(Carver& carver) const {
     return {carver.take<A>(few_tiles_ ? 0 : input_size()),
-            carver.take<A>(Kernel::kRows * block_tiles_ * kPanel<A>),
+            carver.take<A>(TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
             carver.take<A>(last_ ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
             carver.take<A>(kPanel<A>),
@@ -214,7 +203,7 @@ class WinogradBlocks {
             carver.take<A*>(kTileRows)};
   }
 
-  int64_t input_size() const { return Kernel::kRows * block_tiles_ * row_stride_; }
+  int64_t input_size() const { return TileRows<Cut>::kRows * block_tiles_ * row_stride_; }
   // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
   static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
 
@@ -228,39 +217,41 @@ class WinogradBlocks {
     for (int64_t tile = 0; tile < block.tiles;) {
       const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
       const int64_t length = std::min(tiles_[1] - column, block.tiles - tile);
-      visit(Strip{index / tiles_[1] / tiles_[0], row * tile_size_, column * tile_size_, tile, length});
+      visit(Strip{index / tiles_[1] / tiles_[0], row * Cut::M, column * Cut::M, tile, length});
       tile += length;
     }
   }
 
   void write_panel(int64_t group, int64_t panel, Block block, const Scratch& s) const {
-    t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
+    t_.load_bias(group, first_column(panel), kPanel<A>, s.bias);
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
   }
 
-  // G w G^T of the channels begin..end, of all taps along z, of one panel, to
+  // G w G^T of the channels begin..end, of all taps along z and all parts, of one panel, to
   // target + point*point_stride + (channel-begin)*width.
   void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride,
                          A* target) const {
-    const int width = panel_width<A>(t_.written_channels, panel);
+    using Transform = WeightTransform<Cut>;
+    const int width = width_of(panel);
+    const int64_t at_once = kPackedChannels / (parts_ * parts_), taps = t_.geometry.kernel[1] * t_.geometry.kernel[2];
     A filters[kPackedChannels * kTaps * lanes<A>];
     for (int64_t block = begin, channels; block < end; block += channels) {
-      channels = std::min({kPackedChannels, end - block, t_.read_channels - block % t_.read_channels});
+      const int64_t channel = block % t_.read_channels, part = block / t_.read_channels;
+      channels = std::min({at_once, end - block, t_.read_channels - channel});
+      const int64_t read_parts = forward_ ? parts_ * parts_ : 1;
+      int64_t seen[kTaps];
+      find_taps(forward_ ? part % read_parts : panel / part_panels_, seen);
       for (int lane = 0; lane < width; lane += lanes<A>) {
-        load_filters(group, panel, lane, block, channels, filters);
+        load_filters(group, panel, lane, part / read_parts, channel, channels, filters);
         for (int64_t c = 0; c < channels; ++c) {
           vec<A> w[kTaps], half[N * R];
-          CONVLAB_UNROLL for (int tap = 0; tap < kTaps; ++tap) {
-            // Backward input sees the filter rotated by 180 degrees.
-            const int seen = t_.pass == Pass::forward ? tap : kTaps - 1 - tap;
-            w[tap] = load(filters + (c * kTaps + seen) * lanes<A>);
-          }
-          CONVLAB_UNROLL for (int x = 0; x < R; ++x)
-              transform<typename Kernel::WeightTransform, A>(w + x, R, half + x, R);
+          CONVLAB_UNROLL for (int tap = 0; tap < kTaps; ++tap) w[tap] =
+              seen[tap] < 0 ? vec<A>{} : load(filters + (c * taps + seen[tap]) * lanes<A>);
+          CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<Transform, A>(w + x, R, half + x, R);
           A* out = target + (block - begin + c) * width + lane;
           CONVLAB_UNROLL for (int y = 0; y < N; ++y) {
             vec<A> point[N];
-            transform<typename Kernel::WeightTransform, A>(half + y * R, 1, point, 1);
+            transform<Transform, A>(half + y * R, 1, point, 1);
             CONVLAB_UNROLL for (int x = 0; x < N; ++x) store(out + (y * N + x) * point_stride, point[x]);
           }
         }
@@ -268,14 +259,24 @@ class WinogradBlocks {
     }
   }
 
+  // The kernel's taps that a part sees, -1 for those beyond the kernel; backward input sees them rotated by 180 degrees.
+  void find_taps(int64_t part, int64_t* seen) const {
+    const int64_t *kernel = t_.geometry.kernel + 1, first[2] = {part / parts_, part % parts_};
+    for (int tap = 0; tap < kTaps; ++tap) {
+      const int at = forward_ ? tap : kTaps - 1 - tap;
+      const int64_t y = at / R * parts_ + first[0], x = at % R * parts_ + first[1];
+      seen[tap] = y < kernel[0] && x < kernel[1] ? y * kernel[1] + x : -1;
+    }
+  }
+
   // The taps between `channels` read channels from `channel` on and lanes<A> written channels from `lane` of a panel
   // on, of one tap along z, as [channel][tap][lane].
-  void load_filters(int64_t group, int64_t panel, int lane, int64_t channel, int64_t channels, A* filters) const {
-    constexpr int taps = kTaps;
-    const int64_t first = panel * kPanel<A> + lane;
+  void load_filters(int64_t group, int64_t panel, int lane, int64_t slice, int64_t channel, int64_t channels,
+                    A* filters) const {
+    const int64_t taps = t_.geometry.kernel[1] * t_.geometry.kernel[2], first = first_column(panel) + lane;
     const int64_t count = std::min<int64_t>(lanes<A>, t_.written_channels - first);
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel % t_.read_channels, first) +
-                      channel / t_.read_channels * taps * arguments_.weight_stride_tap;
+    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel, first) +
+                      slice * taps * arguments_.weight_stride_tap;
     const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
     const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
     if (tap_stride == 1 && channel_stride == taps) {
@@ -285,14 +286,14 @@ class WinogradBlocks {
         transpose_matrix(source + c * channel_stride, lane_stride, count, taps, filters + c * taps * lanes<A>,
                          lanes<A>);
     } else if (channel_stride == 1) {
-      for (int tap = 0; tap < taps; ++tap) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
         const T* from = source + tap * tap_stride;
         transpose_matrix(from, lane_stride, count, channels, filters + tap * lanes<A>, taps * lanes<A>);
         for (int64_t k = 0; k < count; ++k) __builtin_prefetch(from + k * lane_stride + channels);  // the next ones
       }
     } else {  // lanes are contiguous
       for (int64_t c = 0; c < channels; ++c)
-        for (int tap = 0; tap < taps; ++tap) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
           const T* from = source + c * channel_stride + tap * tap_stride;
           store(filters + (c * taps + tap) * lanes<A>, count == lanes<A> ? load(from) : load_partial(from, count));
         }

@@ -1,29 +1,44 @@
 // How tiles of a Winograd convolution become rows of matrix products, and back.
 //
-// R = 3, stride 1: a tile of m outputs along an axis is F(m, 3), m + 2 points.
+// SixPoints<R>, stride 1: a tile of m outputs along an axis is F(m, R), m + R - 1 points. m is 7 - R.
 //
-// R = 2, stride 2: output i reads 2i-p, 2i+1-p and 2i+2-p. The outer two taps are a 2-tap filter with stride 1 on the
-// pixels of one parity, F(m, 2), m + 1 points; the middle tap is a product with those of the other, m rows of a matrix
-// product with one and the same weight. Backward input reads m + 1 pixels and writes pairs: pixels of one parity see
-// the 2-tap filter, the others the middle tap.
+// Halves, 3 taps with stride 2: output i reads 2i-p, 2i+1-p and 2i+2-p. The outer two taps are a 2-tap filter with
+// stride 1 on the pixels of one parity, F(m, 2), m + 1 points; the middle tap is a product with those of the other, m
+// rows of a matrix product with one and the same weight. Backward input reads m + 1 pixels and writes pairs: pixels of
+// one parity see the 2-tap filter, the others the middle tap. m is 4.
 //
 // Along each axis there are 6 matrices of weights: 5 points and infinity, or 4, infinity and the middle tap. A pair of
-// them, one per axis, is a product of its own, and every tile has some rows of it. m is 4; the last tile of a line has
-// only the outputs left over, and so fewer points (winograd_matrices.h), so that small maps waste nothing.
+// them, one per axis, is a product of its own, and every tile has some rows of it. With 3 taps, the last tile of a line
+// has only the outputs left over, and so fewer points (winograd_matrices.h), so that small maps waste nothing.
 #pragma once
-#include "conv_gather.h"
-#include "conv_gemm_channels_last.h"
+#include "conv_winograd_source.h"
 #include "winograd_transform.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
+// How a kernel's taps along an axis become matrices.
+struct Halves {
+  static constexpr bool kHalves = true, kSmallerTiles = true;
+  static constexpr int kTaps = 3;
+  static constexpr int M = 4, R = 2;            // F(M, R)
+  static constexpr int kLines = 2 * M + 1;      // rows of a tile, at most
+};
+template <int Taps>
+struct SixPoints {
+  static constexpr bool kHalves = false;
+  static constexpr bool kSmallerTiles = Taps == 3;  // others are rare: code for each number of outputs is not
+  static constexpr int kTaps = Taps;
+  static constexpr int M = 7 - Taps, R = Taps;
+  static constexpr int kLines = 6;
+};
+
 // The rows of tiles, counted in the order of images, rows of tiles and columns.
-template <int R>
+template <class Cut>
 class TileRows {
  public:
-  static constexpr int M = 4;                                // outputs of a tile along an axis, at most
-  static constexpr int kMatrices = 6;                        // along an axis
-  static constexpr int kLines = R == 2 ? 2 * M + 1 : M + 2;  // rows of a tile along an axis, at most
+  static constexpr int M = Cut::M;     // outputs of a tile along an axis, at most
+  static constexpr int kMatrices = 6;  // along an axis
+  static constexpr int kLines = Cut::kLines;
   static constexpr int kRows = kLines * kLines;
 
   TileRows() = default;
@@ -37,7 +52,7 @@ class TileRows {
 
   // Where the rows of a pair of matrices start; there is room for `tiles` full tiles.
   static int64_t first_row(int y, int x, int64_t tiles) {
-    if (R == 3) return tiles * (y * kMatrices + x);
+    if (!Cut::kHalves) return tiles * (y * kMatrices + x);
     return tiles * (y < 5 ? y * kLines + x : 5 * kLines + M * x);
   }
 
@@ -76,7 +91,7 @@ class TileRows {
     int64_t outputs[2];
     int64_t row[kLines][kLines];
 
-    int lines(int axis) const { return static_cast<int>(R == 2 ? 2 * outputs[axis] + 1 : outputs[axis] + 2); }
+    int lines(int axis) const { return static_cast<int>(Cut::kHalves ? 2 * outputs[axis] + 1 : outputs[axis] + R - 1); }
   };
   // visit(tile, its number) for the first `count` tiles of a strip.
   template <class Visit>
@@ -94,12 +109,16 @@ class TileRows {
   }
 
  private:
+  static constexpr int R = Cut::R;
+
   // Rows of a tile of m outputs, along an axis.
   static int64_t rows_of(int matrix, int64_t m) {
-    if (R == 3) return matrix == 5 || matrix <= m;
+    if (!Cut::kHalves) return matrix == 5 || matrix < m + R - 2;
     return matrix == 5 ? m : matrix == 4 || matrix < m;
   }
-  int64_t tile_outputs(int axis, int64_t tile) const { return std::min<int64_t>(M, outputs_[axis] - tile * M); }
+  int64_t tile_outputs(int axis, int64_t tile) const {
+    return Cut::kSmallerTiles ? std::min<int64_t>(M, outputs_[axis] - tile * M) : M;
+  }
 
   // Tile `index` of a strip, and how far its rows are from those of the tile before.
   void place_tile(const Strip& strip, int64_t index, Tile& tile, int64_t (&step)[kLines][kLines]) const {
@@ -126,9 +145,9 @@ class TileRows {
     int64_t index;
   };
   static Line line(int i, int64_t m) {
-    const int64_t finite = R == 3 ? m + 1 : m;
+    const int64_t finite = m + R - 2;
     if (i < finite) return {i, 0};
-    if (i == finite) return {R == 3 ? 5 : 4, 0};
+    if (i == finite) return {Cut::kHalves ? 4 : 5, 0};
     return {5, i - finite - 1};
   }
 
@@ -136,105 +155,78 @@ class TileRows {
 };
 
 // G of every tile, [matrix][tap], and its transpose.
+template <class Cut>
 struct TileMatrices {
-  double weight[6][3]{}, adjoint[3][6]{};
+  static constexpr int kTaps = Cut::kTaps;
+  double weight[6][kTaps]{}, adjoint[kTaps][6]{};
 
-  constexpr explicit TileMatrices(int taps) {
-    for (int j = 0; j < taps + 3; ++j)
-      for (int tap = 0; tap < taps; ++tap)
-        weight[j][taps == 2 ? 2 * tap : tap] =
-            taps == 2 ? winograd<4, 2>.weight[j][tap % 2] : winograd<4, 3>.weight[j][tap];
-    if (taps == 2) weight[5][1] = 1;
-    for (int tap = 0; tap < 3; ++tap)
+  constexpr TileMatrices() {
+    constexpr const auto& points = winograd<Cut::M, Cut::R>.weight;
+    for (int j = 0; j < static_cast<int>(std::size(points)); ++j)
+      for (int tap = 0; tap < Cut::R; ++tap) weight[j][Cut::kHalves ? 2 * tap : tap] = points[j][tap];
+    if (Cut::kHalves) weight[5][1] = 1;
+    for (int tap = 0; tap < kTaps; ++tap)
       for (int j = 0; j < 6; ++j) adjoint[tap][j] = weight[j][tap];
   }
 };
-template <int R>
-constexpr TileMatrices tile_matrices{R};
+template <class Cut>
+constexpr TileMatrices<Cut> tile_matrices{};
 
-template <int R>
+template <class Cut>
 struct WeightTransform {
-  static constexpr const auto& matrix = tile_matrices<R>.weight;
+  static constexpr const auto& matrix = tile_matrices<Cut>.weight;
 };
-template <int R>
+template <class Cut>
 struct WeightAdjoint {
-  static constexpr const auto& matrix = tile_matrices<R>.adjoint;
+  static constexpr const auto& matrix = tile_matrices<Cut>.adjoint;
 };
 
 // body(integral_constant m): transforms are compiled for each number of outputs.
-template <class Body>
+template <class Cut, class Body>
 CONVLAB_INLINE void with_outputs(int64_t m, const Body& body) {
-  switch (m) {
-    case 1:
-      return body(std::integral_constant<int, 1>{});
-    case 2:
-      return body(std::integral_constant<int, 2>{});
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    default:
-      return body(std::integral_constant<int, 4>{});
+  if constexpr (Cut::kSmallerTiles) {
+    static_assert(Cut::M == 4);
+    switch (m) {
+      case 1:
+        return body(std::integral_constant<int, 1>{});
+      case 2:
+        return body(std::integral_constant<int, 2>{});
+      case 3:
+        return body(std::integral_constant<int, 3>{});
+      default:
+        break;
+    }
   }
+  body(std::integral_constant<int, Cut::M>{});
 }
-
-// Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y+i lies in [0, height)
-// and x+j in [0, width).
-template <class U>
-struct TileSource {
-  using A = accumulate_t<U>;
-
-  const U* corner;
-  int64_t line, pixel;
-  int64_t y, height, x, width;
-  int64_t channels;  // of a pixel; those up to a whole vector are zeros
-
-  void advance(int64_t pixels) { corner += pixels * pixel, x += pixels; }
-  // Some channels of `Pixels` pixels of line i. What the next tile reads beyond them, `Step` pixels on, is asked for:
-  // the runs are too short for the processor to foresee it.
-  template <int Pixels, int Step>
-  CONVLAB_INLINE void load_line(int64_t i, int64_t channel, vec<A>* d) const {
-    const U* from = corner + i * line + channel;
-    const bool whole = channel + lanes<A> <= channels, outside = y + i < 0 || y + i >= height;
-    if (whole && !outside && x >= 0 && x + Pixels <= width) {
-      CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) d[j] = load(from + j * pixel);
-      CONVLAB_UNROLL for (int j = 0; j < Step; ++j) __builtin_prefetch(from + (Pixels + j) * pixel);
-      return;
-    }
-    CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) {
-      if (outside || x + j < 0 || x + j >= width)
-        d[j] = vec<A>{};
-      else
-        d[j] = whole ? load(from + j * pixel) : load_partial(from + j * pixel, channels - channel);
-    }
-  }
-};
 
 // The input of one tile, for all channels: place(channel)(row) is where a vector goes. Along an axis, Step pixels are
 // read per output (2 forward with stride 2), and the middle tap's first one is number `middle`.
-template <class A, int R, int Step, class U, class Place>
-void transform_input_tile(const typename TileRows<R>::Tile& tile, const TileSource<U>& source,
+template <class A, class Cut, int Step, class U, class Place>
+void transform_input_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<U>& source,
                           const int64_t (&middle)[2], const Place& place) {
-  constexpr int kRead = Step * TileRows<R>::M + R - 1, kLines = TileRows<R>::kLines;
-  static_assert(kRead <= 9 && (R == 2 || Step == 1));
+  constexpr int R = Cut::R, kRead = Step * Cut::M + R - 1, kLines = Cut::kLines;
+  static_assert(kRead <= 9 && (Cut::kHalves || Step == 1));
   for (int64_t c = 0; c < source.channels; c += lanes<A>) {
     vec<A> half[kRead * kLines];
-    with_outputs(tile.outputs[1], [&](auto outputs) {
+    with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       constexpr int m = outputs(), points = m + R - 1;
       for (int64_t i = 0; i < Step * tile.outputs[0] + R - 1; ++i) {
         vec<A> d[Step * m + R - 1];
         source.template load_line<Step * m + R - 1, Step * m>(i, c, d);
         vec<A>* to = half + i * kLines;
         transform<InputTransform<m, R>, A>(d, Step, to, 1);
-        if constexpr (R == 2) CONVLAB_UNROLL for (int j = 0; j < m; ++j) to[points + j] = d[Step * j + middle[1]];
+        if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int j = 0; j < m; ++j) to[points + j] = d[Step * j + middle[1]];
       }
     });
     const auto target = place(c);
-    with_outputs(tile.outputs[0], [&](auto outputs) {
+    with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
       constexpr int m = outputs(), points = m + R - 1;
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> point[points];
         transform<InputTransform<m, R>, A>(half + j, Step * kLines, point, 1);
         CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(target(tile.row[i][j]), point[i]);
-        if constexpr (R == 2)
+        if constexpr (Cut::kHalves)
           CONVLAB_UNROLL for (int i = 0; i < m; ++i)
               store(target(tile.row[points + i][j]), half[(Step * i + middle[0]) * kLines + j]);
       }
@@ -243,17 +235,18 @@ void transform_input_tile(const typename TileRows<R>::Tile& tile, const TileSour
 }
 
 // The gradient of a tile's outputs with respect to its rows, which is the output transform's transpose.
-template <class A, int R, class U, class Place>
-void transform_gradient_tile(const typename TileRows<R>::Tile& tile, const TileSource<U>& source, const Place& place) {
-  constexpr int kLines = TileRows<R>::kLines;
+template <class A, class Cut, class U, class Place>
+void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<U>& source,
+                             const Place& place) {
+  constexpr int R = Cut::R, kLines = Cut::kLines;
   const auto spread = [](auto outputs, const vec<A>* from, int from_stride, vec<A>* to) {
     constexpr int m = outputs();
     transform<OutputAdjoint<m, R>, A>(from, from_stride, to, 1);
-    if constexpr (R == 2) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
+    if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
   };
   for (int64_t c = 0; c < source.channels; c += lanes<A>) {
-    vec<A> half[TileRows<R>::M * kLines];
-    with_outputs(tile.outputs[1], [&](auto outputs) {
+    vec<A> half[Cut::M * kLines];
+    with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       for (int64_t i = 0; i < tile.outputs[0]; ++i) {
         vec<A> d[outputs()];
         source.template load_line<outputs(), outputs()>(i, c, d);
@@ -261,8 +254,8 @@ void transform_gradient_tile(const typename TileRows<R>::Tile& tile, const TileS
       }
     });
     const auto target = place(c);
-    with_outputs(tile.outputs[0], [&](auto outputs) {
-      constexpr int m = outputs(), count = R == 2 ? 2 * m + 1 : m + 2;
+    with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
+      constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + R - 1;
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> row[count];
         spread(outputs, half + j, kLines, row);

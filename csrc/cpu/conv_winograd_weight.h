@@ -15,15 +15,20 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-template <class T, int R>
+template <class T, class Cut>
 class WinogradWeight {
  public:
   using A = accumulate_t<T>;
 
   explicit WinogradWeight(const ConvArguments<T>& arguments)
-      : arguments_(arguments), g_(arguments.geometry), tile_rows_(g_.output[1], g_.output[2]) {
+      : arguments_(arguments),
+        g_(arguments.geometry),
+        tile_rows_(g_.output[1], g_.output[2]),
+        runs_(Cut::kHalves ? 1 : g_.stride[1], g_.in_channels_per_group()),
+        filter_runs_(1, g_.out_channels_per_group()) {
     last_ = arguments.layout == Layout::channels_last;
-    channels_ = g_.in_channels_per_group();
+    run_channels_ = round_up(runs_.size(), lanes<A>);
+    channels_ = runs_.parts == 1 ? runs_.size() : runs_.count() * run_channels_;
     filters_ = g_.out_channels_per_group();
     for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(g_.output[axis + 1], M);
     slices_ = g_.kernel[0];
@@ -113,10 +118,10 @@ class WinogradWeight {
   }
 
  private:
-  using Rows = TileRows<R>;
-  static constexpr int M = Rows::M, N = Rows::kMatrices, kTaps = 3;
-  static constexpr int kStep = R == 2 ? 2 : 1;  // pixels read per output, along an axis
-  static constexpr int64_t kRoundTiles = R == 3 ? 128 : 64;
+  using Rows = TileRows<Cut>;
+  static constexpr int M = Cut::M, R = Cut::R, N = Rows::kMatrices, kTaps = Cut::kTaps;
+  static constexpr int kStep = Cut::kHalves ? 2 : 1;  // pixels of a run read per output, along an axis
+  static constexpr int64_t kRoundTiles = Cut::kHalves ? 64 : 128;
   static constexpr int64_t kBlockVectors = 2;  // of channels in a block: its sums stay in L2
   static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps * kTaps, lanes<A>);
 
@@ -135,15 +140,16 @@ class WinogradWeight {
     return carve_shared(carver);
   }
   struct Scratch {
-    A* strip;    // [y][x][channel], channels first only
+    A* strip;    // conv_winograd_source.h
     A* sums;     // of one block, if there is one round
     A* weights;  // [weight of a filter][filter of the panel] of some channels, then transposed
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(last_ ? 0 : (kStep * M + R - 1) * (tiles_[1] * kStep * M + R - 1) * strip_stride()),
+    const int64_t gradient = last_ ? 0 : filter_runs_.strip_size(M, tiles_[1] * M);
+    const int64_t input = last_ && !runs_.joined ? 0 : runs_.strip_size(kStep * M + R - 1, tiles_[1] * kStep * M + R - 1);
+    return {carver.take<A>(std::max(input, gradient)),
             carver.take<A>(rounds_ == 1 ? sums_size() : 0), carver.take<A>(2 * lanes<A> * kFilterPitch)};
   }
-  int64_t strip_stride() const { return round_up(std::max(channels_, filters_), lanes<A>) + lanes<A>; }
   int64_t sums_size() const { return N * N * block_channels_ * kPanel<A>; }
   int64_t round_begin() const { return arguments_.round * round_lines_ * tiles_[1]; }
   // Elements between the rows of blocks of `width` channels or filters; off a power of two.
@@ -163,16 +169,17 @@ class WinogradWeight {
   void transform_input(int64_t group, int64_t tap, int64_t line, const Scratch& s) const {
     constexpr int64_t step = kStep * M, middle[2] = {1, 1};
     A* target = carve_shared().input + (group * slices_ + tap) * channel_blocks_ * pitch(lanes<A>);
-    const int64_t y = line % tiles_[0] * step - g_.padding[1], x = -g_.padding[2];
+    const int64_t y = line % tiles_[0] * step * runs_.parts - g_.padding[1], x = -g_.padding[2];
     const int64_t slice = read_slice(g_, Pass::backward_weight, line / tiles_[0] % g_.output[0], tap);
     if (slice < 0) return clear_rows(target, line);
-    visit_tiles(arguments_.input, channels_, g_.input, slice, group, line, y, x, step, s,
-                [&](const Tile& tile, const auto& source) {
-                  transform_input_tile<A, R, kStep>(tile, source, middle, [&](int64_t channel) {
-                    A* to = target + channel / lanes<A> * pitch(lanes<A>);
-                    return [to](int64_t row) { return to + row * lanes<A>; };
-                  });
-                });
+    const auto row = row_of(arguments_.input, runs_.channels, g_.input, slice, group, line, y, x, step + R - 1,
+                            tiles_[1] * step + R - 1);
+    visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const auto& source) {
+      transform_input_tile<A, Cut, kStep>(tile, source, middle, [&](int64_t channel) {
+        A* to = target + (run * run_channels_ + channel) / lanes<A> * pitch(lanes<A>);
+        return [to](int64_t row) { return to + row * lanes<A>; };
+      });
+    });
   }
 
   void clear_rows(A* target, int64_t line) const {
@@ -188,40 +195,37 @@ class WinogradWeight {
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
     const int64_t slice = line / tiles_[0] % g_.output[0];
-    visit_tiles(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M, s,
-                [&](const Tile& tile, const auto& source) {
-                  transform_gradient_tile<A, R>(tile, source, [&](int64_t filter) {
-                    const int64_t panel = filter / kPanel<A>;
-                    A* to = target + panel * pitch(kPanel<A>) + filter % kPanel<A>;
-                    return [to, width = panel_width<A>(filters_, panel)](int64_t row) { return to + row * width; };
-                  });
-                });
+    const auto row = row_of(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M,
+                            tiles_[1] * M);
+    visit_tiles(row, filter_runs_, line, M, s, [&](const Tile& tile, int64_t, const auto& source) {
+      transform_gradient_tile<A, Cut>(tile, source, [&](int64_t filter) {
+        const int64_t panel = filter / kPanel<A>;
+        A* to = target + panel * pitch(kPanel<A>) + filter % kPanel<A>;
+        return [to, width = panel_width<A>(filters_, panel)](int64_t row) { return to + row * width; };
+      });
+    });
   }
 
-  // Calls visit(tile, source) for each tile of a line, whose first pixel is (y, x) of a slice of the tensor and which
-  // are `step` pixels apart. NCHW slices are copied first.
+  // The pixels of a slice of a tensor, from (y, x) on, that a line of tiles reads.
+  TileRow<T> row_of(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t line,
+                    int64_t y, int64_t x, int64_t lines, int64_t columns) const {
+    const int64_t n = line / tiles_[0] / g_.output[0], plane = size[1] * size[2], all = channels * g_.groups;
+    const T* from = last_ ? tensor + (n * size[0] + slice) * plane * all + group * channels
+                          : tensor + ((n * g_.groups + group) * channels * size[0] + slice) * plane;
+    return {from, size[0] * plane, all, size[1], size[2], y, x, lines, columns};
+  }
+
+  // Calls visit(tile, run, source) for each tile of a line; tiles are `step` pixels of a run apart.
   template <class Visit>
-  void visit_tiles(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t line,
-                   int64_t y, int64_t x, int64_t step, const Scratch& s, const Visit& visit) const {
-    const int64_t height = size[1], width = size[2], n = line / tiles_[0] / g_.output[0];
+  void visit_tiles(const TileRow<T>& row, const Runs<A>& runs, int64_t line, int64_t step, const Scratch& s,
+                   const Visit& visit) const {
     const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
-    const auto visit_all = [&](auto source) {
+    for_each_run(row, runs, last_, s.strip, [&](int64_t run, auto source) {
       tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
-        visit(tile, source);
+        visit(tile, run, source);
         source.advance(step);
       });
-    };
-    if (last_) {
-      const int64_t stride = channels * g_.groups;
-      const T* image = tensor + (n * size[0] + slice) * height * width * stride + group * channels;
-      visit_all(TileSource<T>{image + (y * width + x) * stride, width * stride, stride, y, height, x, width, channels});
-      return;
-    }
-    const int64_t lines = step + R - 1, columns = tiles_[1] * step + R - 1, stride = strip_stride();
-    const int64_t plane = size[0] * height * width;
-    const T* image = tensor + (n * g_.groups + group) * channels * plane + slice * height * width;
-    fill_strip(image, channels, plane, height, width, y, x, lines, columns, stride, s.strip);
-    visit_all(TileSource<A>{s.strip, columns * stride, stride, 0, lines, 0, columns, round_up(channels, lanes<A>)});
+    });
   }
 
   // ---- weights
@@ -230,7 +234,7 @@ class WinogradWeight {
   // transposed, so that every filter's weights are written as they lie in memory.
   void store_weights(const Block& block, const A* sums, A* weights) const {
     const int width = panel_width<A>(filters_, block.panel);
-    const bool taps_together = arguments_.weight_stride_tap == 1;
+    const bool taps_together = arguments_.weight_stride_tap == 1 || runs_.parts > 1;
     A* transposed = weights + lanes<A> * kFilterPitch;
     for (int lane = 0; lane < width; lane += lanes<A>)
       for (int64_t begin = 0; begin < block.channels; begin += lanes<A>) {
@@ -241,14 +245,18 @@ class WinogradWeight {
             vec<A> u[N];
             CONVLAB_UNROLL for (int y = 0; y < N; ++y) u[y] =
                 load(sums + ((y * N + x) * block_channels_ + begin + c) * kPanel<A> + lane);
-            transform<WeightAdjoint<R>, A>(u, 1, half + x, N);
+            transform<WeightAdjoint<Cut>, A>(u, 1, half + x, N);
           }
           CONVLAB_UNROLL for (int y = 0; y < kTaps; ++y)
-              transform<WeightAdjoint<R>, A>(half + y * N, 1, w + y * kTaps, 1);
+              transform<WeightAdjoint<Cut>, A>(half + y * N, 1, w + y * kTaps, 1);
           for (int tap = 0; tap < kTaps * kTaps; ++tap)
             store(weights + (taps_together ? c * kTaps * kTaps + tap : tap * channels + c) * lanes<A>, w[tap]);
         }
         transpose_matrix(weights, lanes<A>, channels * kTaps * kTaps, lanes<A>, transposed, kFilterPitch);
+        if (runs_.parts > 1) {
+          store_parts(block, begin, lane, transposed);
+          continue;
+        }
         const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
         T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
                     (block.first_channel + begin) * arguments_.weight_stride_channel +
@@ -268,13 +276,37 @@ class WinogradWeight {
       }
   }
 
+  // With parts, the taps of a vector of channels, [filter][channel][tap of the part], lie apart in the kernel.
+  void store_parts(const Block& block, int64_t begin, int lane, const A* transposed) const {
+    const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
+    const int64_t parts = runs_.parts, run = (block.first_channel + begin) / run_channels_;
+    const int64_t in_run = (block.first_channel + begin) % run_channels_;
+    for (int64_t c = 0; c < std::min<int64_t>(lanes<A>, runs_.size() - in_run); ++c) {
+      const int64_t part_y = runs_.joined ? run : run / parts;
+      const int64_t part_x = runs_.joined ? (in_run + c) / runs_.channels : run % parts;
+      T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
+                  (in_run + c) % runs_.channels * arguments_.weight_stride_channel +
+                  block.slice * g_.kernel[1] * g_.kernel[2] * arguments_.weight_stride_tap;
+      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+        const int64_t y = tap / kTaps * parts + part_y, x = tap % kTaps * parts + part_x;
+        if (y >= g_.kernel[1] || x >= g_.kernel[2]) continue;
+        T* to = target + (y * g_.kernel[2] + x) * arguments_.weight_stride_tap;
+        for (int64_t k = 0; k < count; ++k)
+          Epilogue<T>{}.store_one(to + k * arguments_.weight_stride_filter(),
+                                  transposed[k * kFilterPitch + c * kTaps * kTaps + tap]);
+      }
+    }
+  }
+
   using Tile = typename Rows::Tile;
   const ConvArguments<T>& arguments_;
   const ConvGeometry& g_;
   Rows tile_rows_;
+  Runs<A> runs_, filter_runs_;  // of the input and of grad_output
   bool last_;
-  int64_t slices_;  // of the kernel: taps along z
-  int64_t channels_, filters_, tiles_[2], lines_, round_lines_, rounds_, channel_blocks_, panels_;
+  int64_t slices_;                   // of the kernel: taps along z
+  int64_t run_channels_, channels_;  // with parts, runs are filled up to whole vectors
+  int64_t filters_, tiles_[2], lines_, round_lines_, rounds_, channel_blocks_, panels_;
   int64_t room_;  // for tiles of a round; odd, or the rows of a tile would share cache sets
   int64_t block_channels_, blocks_;
 };
