@@ -16,7 +16,7 @@
 // of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
 #pragma once
 #include "conv_lines.h"
-#include "conv_winograd_rows.h"
+#include "conv_winograd_shallow.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -89,7 +89,7 @@ class WinogradBlocks {
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int width = width_of(panel);
-      for (int64_t c = 0; c < depth_; c += chunk_)
+      for (int64_t c = 0; !shallow_ && c < depth_; c += chunk_)
         kernel().multiply(panel, block, s.input + c, packed(group, panel) + c * width, point_stride(depth_),
                           std::min(chunk_, depth_ - c), c > 0, s);
       write_panel(group, panel, block, s);
@@ -97,6 +97,8 @@ class WinogradBlocks {
   }
 
  protected:
+  // All tiles of a problem with few channels have all points.
+  static constexpr bool kMayBeShallow = !Cut::kHalves && !Cut::kSmallerTiles;
   // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
   static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
   static constexpr int64_t kPackedChannels = 16;  // whose filters are in order at a time; with parts, fewer of more taps
@@ -122,10 +124,11 @@ class WinogradBlocks {
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
     const bool few = all_tiles_ <= Kernel::kFewTiles;
-    few_tiles_ = few && t_.geometry.groups * panels_ >= arguments.threads;
+    shallow_ = kMayBeShallow && depth_ <= Shallow<A>::kMostDepth;
+    few_tiles_ = !shallow_ && few && t_.geometry.groups * panels_ >= arguments.threads;
     const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
-    block_tiles_ =
-        few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, Kernel::kBlockTiles);
+    const int64_t most = shallow_ ? Shallow<A>::kBlockTiles : Kernel::kBlockTiles;
+    block_tiles_ = few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, most);
     blocks_ = divide_up(all_tiles_, block_tiles_);
     chunk_ = std::min(depth_, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
   }
@@ -159,15 +162,23 @@ class WinogradBlocks {
     product.panels = &u;
     product.depth = depth;
     product.accumulate = accumulate;
-    const int64_t tiles = divide_up(count, kTileRows);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t row = count * tile / tiles, height = count * (tile + 1) / tiles - row;
+    for (int64_t row = 0, height; row < count; row += height) {
+      const int64_t left = count - row;  // the last two tiles are of like heights
+      height = left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
       for (int64_t r = 0; r < height; ++r) {
         s.rows[r] = input + (row + r) * row_stride_;
         s.outputs[r] = output + (row + r) * kPanel<A>;
       }
       tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
     }
+  }
+
+  // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
+  static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
+
+  int64_t panel_weights() const { return kPoints * point_stride(depth_); }
+  A* packed(int64_t group, int64_t panel) const {
+    return static_cast<A*>(arguments_.packed) + (group * panels_ + panel) * panel_weights();
   }
 
   // Written channels of a panel, which belong to one part.
@@ -181,7 +192,7 @@ class WinogradBlocks {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool last_, forward_, few_tiles_;
+  bool last_, forward_, few_tiles_, shallow_;
   int64_t parts_;  // along an axis, that forward reads and backward input writes
   Runs<A> runs_;   // of what is read
   int64_t images_;      // written slices
@@ -195,23 +206,18 @@ class WinogradBlocks {
 
   Scratch carve(Carver& carver) const {
     return {carver.take<A>(few_tiles_ ? 0 : input_size()),
-            carver.take<A>(TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
+            carver.take<A>(shallow_ ? 0 : TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
-            carver.take<A>(last_ ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
+            carver.take<A>(last_ && !runs_.joined ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
             carver.take<A>(kPanel<A>),
             carver.take<const A*>(kTileRows),
             carver.take<A*>(kTileRows)};
   }
 
-  int64_t input_size() const { return TileRows<Cut>::kRows * block_tiles_ * row_stride_; }
-  // Between the points of a panel of weights; off a power of two, as 36 streams are written at once.
-  static int64_t point_stride(int64_t channels) { return channels * kPanel<A> + lanes<A>; }
-
-  int64_t panel_weights() const { return kPoints * point_stride(depth_); }
-  A* packed(int64_t group, int64_t panel) const {
-    return static_cast<A*>(arguments_.packed) + (group * panels_ + panel) * panel_weights();
+  // Shallow products read rows of tiles beyond the last.
+  int64_t input_size() const {
+    return (TileRows<Cut>::kRows * block_tiles_ + (shallow_ ? Shallow<A>::kTiles : 0)) * row_stride_;
   }
-
   template <class Visit>
   void for_each_strip(Block block, const Visit& visit) const {
     for (int64_t tile = 0; tile < block.tiles;) {

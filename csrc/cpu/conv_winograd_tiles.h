@@ -40,7 +40,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   }
 
  private:
-  using Base::block_tiles_, Base::forward_, Base::last_, Base::outputs_, Base::parts_, Base::row_stride_, Base::runs_,
+  using Base::block_tiles_, Base::forward_, Base::last_, Base::outputs_, Base::parts_, Base::row_stride_, Base::runs_, Base::shallow_,
       Base::t_;
   using typename Base::Block, typename Base::Scratch, typename Base::Strip;
   using Rows = TileRows<Cut>;
@@ -141,62 +141,106 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t stride = t_.written_channels * t_.geometry.groups;
     const Pixels y = pixels_of(0, panel, strip.y, M);
     const auto rows = rows_at(block, strip);
-    if (last_) {
-      T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
-      tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
-        const Pixels x = pixels_of(1, panel, strip.x + index * M, M);
-        untransform_tile(tile, s.product, s.bias, columns, t_.epilogue, image + (y.first * width + x.first) * stride,
-                         y.step * width * stride, x.step * stride, y, x);
-      });
-      return;
-    }
+    // Products of few channels are computed here, for some tiles and filters at a time.
+    const int64_t together = shallow_ ? Shallow<A>::kVectors * lanes<A> : kPanel<A>;
     const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
-    const Pixels whole{0, 1, 0, size}, x = pixels_of(1, panel, strip.x, strip.tiles * M);
-    tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
-      untransform_tile(tile, s.product, s.bias, round_up(columns, lanes<A>), Epilogue<A>{},
-                       s.strip + index * size * kPanel<A>, pitch * kPanel<A>, int64_t{kPanel<A>}, y, whole);
-    });
+    vec<A> half[Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf];
+    T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
+    for (int64_t k = 0; k < columns; k += together) {
+      const Columns some{k, std::min(columns, k + together), columns};
+      tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
+        const vec<A>* sums = shallow_ ? multiply_columns(tile, index, group, panel, some, s, half) : nullptr;
+        if (last_) {
+          const Pixels x = pixels_of(1, panel, strip.x + index * M, M);
+          untransform_tile(tile, sums, some, t_.epilogue, image + (y.first * width + x.first) * stride,
+                           y.step * width * stride, x.step * stride, y, x, s);
+        } else {
+          const Columns whole{some.begin, some.end, round_up(columns, lanes<A>)};
+          untransform_tile(tile, sums, whole, Epilogue<A>{}, s.strip + index * size * kPanel<A>, pitch * kPanel<A>,
+                           int64_t{kPanel<A>}, y, Pixels{0, 1, 0, size}, s);
+        }
+      });
+    }
+    if (last_) return;
+    const Pixels x = pixels_of(1, panel, strip.x, strip.tiles * M);
     const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
     const int64_t plane = t_.written_pixels();
-    T* image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
+    image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
     for (int64_t i = y.begin; i < y.end; ++i)
       store_lines(t_.epilogue, s.strip + (i * pitch + x.begin) * kPanel<A>, x.end - x.begin, columns,
                   image + (y.first + i * y.step) * width + x.first + x.begin * x.step, plane, x.step);
   }
 
-  // The outputs of one tile, plus the bias, through the epilogue, `line` and `pixel` elements apart.
+  // Columns of a panel, of which `all` are written.
+  struct Columns {
+    int64_t begin, end, all;
+  };
+
+  // Tile `index` of a strip, transformed along y. Computed for several tiles at the first of them.
+  const vec<A>* multiply_columns(const Tile& tile, int64_t index, int64_t group, int64_t panel, const Columns& columns,
+                                 const Scratch& s, vec<A>* half) const {
+    if constexpr (Base::kMayBeShallow) {
+      const Shallow<A> product{s.input,
+                               row_stride_,
+                               this->packed(group, panel) + columns.begin,
+                               this->point_stride(this->depth_),
+                               this->width_of(panel),
+                               this->depth_};
+      if (index % product.kTiles == 0) {
+        if (columns.end - columns.begin > lanes<A>)
+          product.template multiply_columns<Cut, 2>(tile, half);
+        else
+          product.template multiply_columns<Cut, 1>(tile, half);
+      }
+      return half + index % product.kTiles * product.kVectors * kHalf;
+    }
+    return nullptr;
+  }
+
+  static constexpr int kHalf = kPairs * M * kLines;
+
+  // The outputs of one tile, plus the bias, through the epilogue, `line` and `pixel` elements apart; from sums
+  // transformed along y, or null: from the products.
   template <class U>
-  void untransform_tile(const Tile& tile, const A* product, const A* bias, int64_t columns, const Epilogue<U>& epilogue,
-                        U* corner, int64_t line, int64_t pixel, const Pixels& y, const Pixels& x) const {
-    for (int64_t k = 0; k < columns; k += lanes<A>) {
-      const bool whole = k + lanes<A> <= columns;
-      vec<A> half[kPairs * M * kLines];
-      with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
-        constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + R - 1;
-        for (int j = 0; j < tile.lines(1); ++j) {
-          vec<A> row[count];
-          CONVLAB_UNROLL for (int i = 0; i < count; ++i) row[i] = load(product + tile.row[i][j] * kPanel<A> + k);
-          combine<m>(row, outer_pixel_[0], half + j, kLines);
-        }
-      });
-      const vec<A> start = load(bias + k);
+  void untransform_tile(const Tile& tile, const vec<A>* sums, const Columns& columns, const Epilogue<U>& epilogue,
+                        U* corner, int64_t line, int64_t pixel, const Pixels& y, const Pixels& x,
+                        const Scratch& s) const {
+    vec<A> buffer[kHalf];
+    for (int64_t k = columns.begin; k < columns.end; k += lanes<A>) {
+      const vec<A>* half = buffer;
+      if (sums)
+        half = sums + (k - columns.begin) / lanes<A> * kHalf;
+      else
+        untransform_columns(tile, s.product + k, buffer);
+      const vec<A> start = load(s.bias + k);
       with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
         constexpr int m = outputs();
         for (int64_t i = y.begin; i < y.end; ++i) {
-          vec<A> sums[kPairs * m];
-          combine<m>(half + i * kLines, outer_pixel_[1], sums, 1);
+          vec<A> output[kPairs * m];
+          combine<m>(half + i * kLines, outer_pixel_[1], output, 1);
           U* target = corner + i * line + k;
           CONVLAB_UNROLL for (int j = 0; j < kPairs * m; ++j, target += pixel) {
             if (j < x.begin || j >= x.end) continue;
             __builtin_prefetch(target + kPairs * m * pixel);  // the next tile's
-            if (whole)
-              epilogue.store(target, sums[j] + start);
+            if (k + lanes<A> <= columns.all)
+              epilogue.store(target, output[j] + start);
             else
-              epilogue.store_partial(target, sums[j] + start, columns - k);
+              epilogue.store_partial(target, output[j] + start, columns.all - k);
           }
         }
       });
     }
+  }
+
+  void untransform_columns(const Tile& tile, const A* product, vec<A>* half) const {
+    with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
+      constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + R - 1;
+      for (int j = 0; j < tile.lines(1); ++j) {
+        vec<A> row[count];
+        CONVLAB_UNROLL for (int i = 0; i < count; ++i) row[i] = load(product + tile.row[i][j] * kPanel<A>);
+        combine<m>(row, outer_pixel_[0], half + j, kLines);
+      }
+    });
   }
 
   // From the points, and the rows of the middle tap, to outputs: their sum forward, side by side in backward input.
