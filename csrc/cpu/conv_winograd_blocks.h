@@ -101,7 +101,8 @@ class WinogradBlocks {
   static constexpr bool kMayBeShallow = !Cut::kHalves && !Cut::kSmallerTiles;
   // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
   static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
-  static constexpr int64_t kPackedChannels = 16;  // whose filters are in order at a time; with parts, fewer of more taps
+  static constexpr int64_t kPackedChannels =
+      16;  // whose filters are in order at a time; with parts, fewer of more taps
 
   WinogradBlocks(const ConvArguments<T>& arguments)
       : arguments_(arguments),
@@ -109,10 +110,10 @@ class WinogradBlocks {
         last_(arguments.layout == Layout::channels_last),
         forward_(arguments.pass == Pass::forward),
         parts_(Cut::kHalves ? 1 : t_.geometry.stride[1]),
-        runs_(forward_ ? parts_ : 1, t_.read_channels) {
+        runs_(forward_ ? parts_ : 1, t_.read_channels, arguments.layout) {
     for (int axis = 0; axis < 2; ++axis) {
       const int64_t size = t_.written_size[axis + 1], padding = t_.geometry.padding[axis + 1];
-      outputs_[axis] = forward_        ? size
+      outputs_[axis] = forward_       ? size
                        : Cut::kHalves ? divide_up(size, 2)
                                       : (size - 1 + padding) / parts_ - padding / parts_ + 1;
       tiles_[axis] = divide_up(outputs_[axis], Cut::M);
@@ -137,7 +138,7 @@ class WinogradBlocks {
     A* input;    // V[row][channel], unless it is shared
     A* product;  // M[row][column]
     A* weights;  // a chunk of U[point][channel][column], unless they are shared
-    A* strip;    // [y][x][channel or column], NCHW only
+    A* strip;    // [y][x][channel or column]
     A* bias;     // of one panel
     const A** rows;
     A** outputs;
@@ -193,8 +194,8 @@ class WinogradBlocks {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_, forward_, few_tiles_, shallow_;
-  int64_t parts_;  // along an axis, that forward reads and backward input writes
-  Runs<A> runs_;   // of what is read
+  int64_t parts_;       // along an axis, that forward reads and backward input writes
+  Runs<T> runs_;        // of what is read
   int64_t images_;      // written slices
   int64_t depth_;       // read channels, of all taps along z and all parts
   int64_t row_stride_;  // of V
@@ -208,7 +209,7 @@ class WinogradBlocks {
     return {carver.take<A>(few_tiles_ ? 0 : input_size()),
             carver.take<A>(shallow_ ? 0 : TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
-            carver.take<A>(last_ && !runs_.joined ? 0 : kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
+            carver.take<A>(kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
             carver.take<A>(kPanel<A>),
             carver.take<const A*>(kTileRows),
             carver.take<A*>(kTileRows)};
@@ -265,7 +266,8 @@ class WinogradBlocks {
     }
   }
 
-  // The kernel's taps that a part sees, -1 for those beyond the kernel; backward input sees them rotated by 180 degrees.
+  // The kernel's taps that a part sees, -1 for those beyond the kernel; backward input sees them rotated by 180
+  // degrees.
   void find_taps(int64_t part, int64_t* seen) const {
     const int64_t *kernel = t_.geometry.kernel + 1, first[2] = {part / parts_, part % parts_};
     for (int tap = 0; tap < kTaps; ++tap) {

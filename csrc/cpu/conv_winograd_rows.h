@@ -20,8 +20,8 @@ namespace convlab::cpu::CONVLAB_ISA {
 struct Halves {
   static constexpr bool kHalves = true, kSmallerTiles = true;
   static constexpr int kTaps = 3;
-  static constexpr int M = 4, R = 2;            // F(M, R)
-  static constexpr int kLines = 2 * M + 1;      // rows of a tile, at most
+  static constexpr int M = 4, R = 2;        // F(M, R)
+  static constexpr int kLines = 2 * M + 1;  // rows of a tile, at most
 };
 template <int Taps>
 struct SixPoints {
@@ -200,66 +200,88 @@ CONVLAB_INLINE void with_outputs(int64_t m, const Body& body) {
   body(std::integral_constant<int, Cut::M>{});
 }
 
-// The input of one tile, for all channels: place(channel)(row) is where a vector goes. Along an axis, Step pixels are
-// read per output (2 forward with stride 2), and the middle tap's first one is number `middle`.
-template <class A, class Cut, int Step, class U, class Place>
-void transform_input_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<U>& source,
-                          const int64_t (&middle)[2], const Place& place) {
+// Where the rows of a tile go: blocks of `width` channels are `pitch` elements apart, rows of a block `stride`, or
+// `last_stride` from channel `last` on.
+template <class A>
+struct RowBlocks {
+  A* target;
+  int64_t width, pitch, stride, last, last_stride;
+
+  // Walks the vectors of channels.
+  struct Walk {
+    const RowBlocks& blocks;
+    A* block = blocks.target;
+    int64_t channel = 0, within = 0;
+
+    A* row(int64_t index) const {
+      return block + within + index * (channel < blocks.last ? blocks.stride : blocks.last_stride);
+    }
+    void advance() {
+      channel += lanes<A>, within += lanes<A>;
+      if (within == blocks.width) within = 0, block += blocks.pitch;
+    }
+  };
+};
+
+// The input of one tile, for all channels. Along an axis, Step pixels are read per output (2 forward with stride 2),
+// and the middle tap's first one is number `middle`.
+template <class A, class Cut, int Step>
+void transform_input_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<A>& source,
+                          const int64_t (&middle)[2], const RowBlocks<A>& place) {
   constexpr int R = Cut::R, kRead = Step * Cut::M + R - 1, kLines = Cut::kLines;
   static_assert(kRead <= 9 && (Cut::kHalves || Step == 1));
-  for (int64_t c = 0; c < source.channels; c += lanes<A>) {
+  for (typename RowBlocks<A>::Walk to{place}; to.channel < source.channels; to.advance()) {
     vec<A> half[kRead * kLines];
     with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       constexpr int m = outputs(), points = m + R - 1;
       for (int64_t i = 0; i < Step * tile.outputs[0] + R - 1; ++i) {
         vec<A> d[Step * m + R - 1];
-        source.template load_line<Step * m + R - 1, Step * m>(i, c, d);
-        vec<A>* to = half + i * kLines;
-        transform<InputTransform<m, R>, A>(d, Step, to, 1);
-        if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int j = 0; j < m; ++j) to[points + j] = d[Step * j + middle[1]];
+        source.template load_line<Step * m + R - 1, Step * m>(i, to.channel, d);
+        vec<A>* line = half + i * kLines;
+        transform<InputTransform<m, R>, A>(d, Step, line, 1);
+        if constexpr (Cut::kHalves)
+          CONVLAB_UNROLL for (int j = 0; j < m; ++j) line[points + j] = d[Step * j + middle[1]];
       }
     });
-    const auto target = place(c);
     with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
       constexpr int m = outputs(), points = m + R - 1;
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> point[points];
         transform<InputTransform<m, R>, A>(half + j, Step * kLines, point, 1);
-        CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(target(tile.row[i][j]), point[i]);
+        CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(to.row(tile.row[i][j]), point[i]);
         if constexpr (Cut::kHalves)
           CONVLAB_UNROLL for (int i = 0; i < m; ++i)
-              store(target(tile.row[points + i][j]), half[(Step * i + middle[0]) * kLines + j]);
+              store(to.row(tile.row[points + i][j]), half[(Step * i + middle[0]) * kLines + j]);
       }
     });
   }
 }
 
 // The gradient of a tile's outputs with respect to its rows, which is the output transform's transpose.
-template <class A, class Cut, class U, class Place>
-void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<U>& source,
-                             const Place& place) {
+template <class A, class Cut>
+void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const TileSource<A>& source,
+                             const RowBlocks<A>& place) {
   constexpr int R = Cut::R, kLines = Cut::kLines;
   const auto spread = [](auto outputs, const vec<A>* from, int from_stride, vec<A>* to) {
     constexpr int m = outputs();
     transform<OutputAdjoint<m, R>, A>(from, from_stride, to, 1);
     if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
   };
-  for (int64_t c = 0; c < source.channels; c += lanes<A>) {
+  for (typename RowBlocks<A>::Walk to{place}; to.channel < source.channels; to.advance()) {
     vec<A> half[Cut::M * kLines];
     with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       for (int64_t i = 0; i < tile.outputs[0]; ++i) {
         vec<A> d[outputs()];
-        source.template load_line<outputs(), outputs()>(i, c, d);
+        source.template load_line<outputs(), outputs()>(i, to.channel, d);
         spread(outputs, d, 1, half + i * kLines);
       }
     });
-    const auto target = place(c);
     with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
       constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + R - 1;
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> row[count];
         spread(outputs, half + j, kLines, row);
-        CONVLAB_UNROLL for (int i = 0; i < count; ++i) store(target(tile.row[i][j]), row[i]);
+        CONVLAB_UNROLL for (int i = 0; i < count; ++i) store(to.row(tile.row[i][j]), row[i]);
       }
     });
   }

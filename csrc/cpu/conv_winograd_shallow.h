@@ -5,7 +5,8 @@
 // column, for some tiles and two vectors of filters, are computed in registers, and a column is transformed as soon as
 // its 6 points are there. Every load of a weight is used for all tiles, every element of a row for both vectors.
 // Cost: per tile and vector of filters, 36 multiply-adds per channel and the output transform.
-// Limits: a panel's weights for two vectors should fit into the L1 cache, hence few channels; all tiles have all points.
+// Limits: a panel's weights for two vectors should fit into the L1 cache, hence few channels; all tiles have all
+// points.
 #pragma once
 #include "conv_winograd_rows.h"
 
@@ -14,7 +15,7 @@ namespace convlab::cpu::CONVLAB_ISA {
 template <class A>
 struct Shallow {
   static constexpr int kTiles = kTileVectors == 4 ? 4 : 2, kVectors = 2;  // at a time
-  static constexpr int kPart = 3;                                        // points, too: 12 or 24 sums
+  static constexpr int kPart = 3;                                         // points, too: 12 or 24 sums
   static constexpr int64_t kMostDepth = 12, kBlockTiles = 12;
 
   const A* input;  // V[row][channel]
@@ -37,11 +38,10 @@ struct Shallow {
         CONVLAB_UNROLL for (int i = 0; i < kPart; ++i) {
           row[i] = input + tile.row[y + i][x] * row_stride;
           weight[i] = weights + ((y + i) * points + x) * point_stride;
-          CONVLAB_UNROLL for (int t = 0; t < kTiles; ++t) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][t][v] =
-              vec<A>{};
+          CONVLAB_UNROLL for (int t = 0; t < kTiles; ++t) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+              sum[i][t][v] = vec<A>{};
         }
-        for (int64_t d = 0; d < depth; ++d)
-          CONVLAB_UNROLL for (int i = 0; i < kPart; ++i) {
+        for (int64_t d = 0; d < depth; ++d) CONVLAB_UNROLL for (int i = 0; i < kPart; ++i) {
             vec<A> w[Vectors];
             CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
               w[v] = load(weight[i] + d * width + v * lanes<A>);
@@ -57,8 +57,8 @@ struct Shallow {
             CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) column[t][v][y + i] = sum[i][t][v];
       }
       CONVLAB_UNROLL for (int t = 0; t < kTiles; ++t) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
-          transform<OutputTransform<Cut::M, Cut::R>, A>(column[t][v], 1, half + (t * kVectors + v) * Cut::M * points + x,
-                                                        points);
+          transform<OutputTransform<Cut::M, Cut::R>, A>(column[t][v], 1,
+                                                        half + (t * kVectors + v) * Cut::M * points + x, points);
     }
   }
 };

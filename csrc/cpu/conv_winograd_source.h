@@ -1,10 +1,11 @@
 // Where the tiles of a Winograd convolution read their pixels.
 //
 // A kernel of k taps with stride s is one of R = ceil(k / s) taps, the last of them perhaps zero, with stride 1 on the
-// image's s x s interleaved parts ("space to depth"): output o reads pixels s*(o + t) + part - padding, t < R. Parts are
-// more channels. A run is what lies together of them: the channels of a pixel of one part or, where they are few, of the
-// s neighbouring pixels that belong to s parts. NCHW slices go through a strip buffer in NHWC order, and so do joined
-// runs, which then have no borders to look at.
+// image's s x s interleaved parts ("space to depth"): output o reads pixels s*(o + t) + part - padding, t < R. Parts
+// are more channels. A run is what lies together of them: the channels of a pixel of one part or, where they are few,
+// of the s neighbouring pixels that belong to s parts. NCHW slices go through a strip buffer in NHWC order, and so do
+// joined runs, which then have no borders to look at, and 16-bit tensors, so that the transforms are compiled for float
+// alone.
 #pragma once
 #include "conv_gather.h"
 #include "conv_gemm_channels_last.h"
@@ -25,11 +26,9 @@ inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t t
 
 // Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y + i*step lies in
 // [0, height) and x + j*step in [0, width).
-template <class U>
+template <class A>
 struct TileSource {
-  using A = accumulate_t<U>;
-
-  const U* corner;
+  const A* corner;
   int64_t line, pixel;
   int64_t y, height, x, width, step;
   int64_t channels;  // of a pixel; those up to a whole vector are zeros
@@ -39,7 +38,7 @@ struct TileSource {
   // the runs are too short for the processor to foresee it.
   template <int Pixels, int Step>
   CONVLAB_INLINE void load_line(int64_t i, int64_t channel, vec<A>* d) const {
-    const U* from = corner + i * line + channel;
+    const A* from = corner + i * line + channel;
     const bool whole = channel + lanes<A> <= channels, outside = y + i * step < 0 || y + i * step >= height;
     if (whole && !outside && x >= 0 && x + (Pixels - 1) * step < width) {
       CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) d[j] = load(from + j * pixel);
@@ -56,36 +55,43 @@ struct TileSource {
 };
 
 // How a tensor's channels and parts are cut into runs, in the order [part along y][run along x][channel].
-template <class A>
+template <class T>
 struct Runs {
+  using A = accumulate_t<T>;
   int64_t parts;     // along an axis: the stride, or 1
   int64_t channels;  // of a group
+  bool last;         // layout
   bool joined;
 
-  Runs(int64_t parts, int64_t channels)
-      : parts(parts), channels(channels), joined(parts > 1 && channels < lanes<A>) {}
+  Runs(int64_t parts, int64_t channels, Layout layout)
+      : parts(parts),
+        channels(channels),
+        last(layout == Layout::channels_last),
+        joined(parts > 1 && channels < lanes<A>) {}
   int64_t count() const { return joined ? parts : parts * parts; }
   int64_t size() const { return joined ? parts * channels : channels; }
+  bool read_in_place() const { return std::is_same_v<T, A> && last && !joined; }
   // From pixel to pixel of the strip buffer.
   int64_t strip_stride() const { return joined ? channels : round_up(channels, lanes<A>) + lanes<A>; }
   // Elements of the strip buffer for so many lines and columns of positions; whole vectors are read.
   int64_t strip_size(int64_t lines, int64_t columns) const {
-    return parts * lines * parts * columns * strip_stride() + lanes<A>;
+    return read_in_place() ? 0 : parts * lines * parts * columns * strip_stride() + lanes<A>;
   }
 };
 
 // The pixels that a row of tiles reads of one slice, from (y, x) on.
 template <class T>
 struct TileRow {
-  const T* slice;                    // of the group's first channel
-  int64_t plane, pixel;              // from channel to channel (NCHW), or from pixel to pixel (NHWC)
-  int64_t height, width;             // of the slice
-  int64_t y, x, lines, columns;      // in pixels; lines and columns in positions, of `parts` pixels
+  const T* slice;                // of the group's first channel
+  int64_t plane, pixel;          // from channel to channel (NCHW), or from pixel to pixel (NHWC)
+  int64_t height, width;         // of the slice
+  int64_t y, x, lines, columns;  // in pixels; lines and columns in positions, of `parts` pixels
 };
 
 // Pixels -> [y][x][channel], zeros outside the slice.
-template <class T, class A>
-void fill_strip(const TileRow<T>& row, const Runs<A>& runs, bool last, A* strip) {
+template <class T>
+void fill_strip(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* strip) {
+  using A = accumulate_t<T>;
   const int64_t channels = runs.channels, stride = runs.strip_stride();
   const int64_t lines = runs.parts * row.lines, columns = runs.parts * row.columns;
   const int64_t begin = std::clamp<int64_t>(-row.x, 0, columns);
@@ -98,40 +104,43 @@ void fill_strip(const TileRow<T>& row, const Runs<A>& runs, bool last, A* strip)
     std::fill(line, line + from * stride, A(0));
     std::fill(line + to * stride, line + columns * stride, A(0));
     if (from == to) continue;
-    const T* source = row.slice + (y * row.width + row.x + from) * (last ? row.pixel : 1);
+    const T* source = row.slice + (y * row.width + row.x + from) * (runs.last ? row.pixel : 1);
     A* target = line + from * stride;
-    if (!runs.joined) {
-      for (int64_t c = 0; c < channels; c += lanes<A>)
-        transpose_matrix(source + c * row.plane, row.plane, std::min<int64_t>(lanes<A>, channels - c), to - from,
-                         target + c, stride);
-    } else if (last && row.pixel == channels) {
+    if (runs.joined && runs.last && row.pixel == channels) {
       copy_span<1>(source, 1, (to - from) * channels, target);
-    } else {
-      const int64_t channel_step = last ? 1 : row.plane, pixel_step = last ? row.pixel : 1;
+    } else if (runs.joined) {
+      const int64_t channel_step = runs.last ? 1 : row.plane, pixel_step = runs.last ? row.pixel : 1;
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t x = 0; x < to - from; ++x)
           target[x * stride + c] = to_accumulate(source[c * channel_step + x * pixel_step]);
+    } else if (runs.last) {
+      for (int64_t x = 0; x < to - from; ++x) copy_span<1>(source + x * row.pixel, 1, channels, target + x * stride);
+    } else {
+      for (int64_t c = 0; c < channels; c += lanes<A>)
+        transpose_matrix(source + c * row.plane, row.plane, std::min<int64_t>(lanes<A>, channels - c), to - from,
+                         target + c, stride);
     }
   }
 }
 
 // visit(number of the run, source of the first tile), for all runs of a row of tiles.
-template <class T, class A, class Visit>
-void for_each_run(const TileRow<T>& row, const Runs<A>& runs, bool last, A* strip, const Visit& visit) {
+template <class T, class Visit>
+void for_each_run(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* strip, const Visit& visit) {
+  using A = accumulate_t<T>;
   const int64_t parts = runs.parts;
-  const bool direct = last && !runs.joined;
-  if (!direct) fill_strip(row, runs, last, strip);
+  if (!runs.read_in_place()) fill_strip(row, runs, strip);
   for (int64_t run = 0; run < runs.count(); ++run) {
     const int64_t y = runs.joined ? run : run / parts, x = runs.joined ? 0 : run % parts;
-    if (direct) {
-      const int64_t line = row.width * row.pixel;
-      visit(run, TileSource<T>{row.slice + (row.y + y) * line + (row.x + x) * row.pixel, parts * line,
-                               parts * row.pixel, row.y + y, row.height, row.x + x, row.width, parts, runs.channels});
-    } else {
-      const int64_t columns = parts * row.columns, stride = runs.strip_stride();
-      visit(run, TileSource<A>{strip + (y * columns + x) * stride, parts * columns * stride, parts * stride, y,
-                               parts * row.lines, x, columns, parts, round_up(runs.size(), lanes<A>)});
-    }
+    if constexpr (std::is_same_v<T, A>)
+      if (runs.read_in_place()) {
+        const int64_t line = row.width * row.pixel;
+        visit(run, TileSource<A>{row.slice + (row.y + y) * line + (row.x + x) * row.pixel, parts * line,
+                                 parts * row.pixel, row.y + y, row.height, row.x + x, row.width, parts, runs.channels});
+        continue;
+      }
+    const int64_t columns = parts * row.columns, stride = runs.strip_stride();
+    visit(run, TileSource<A>{strip + (y * columns + x) * stride, parts * columns * stride, parts * stride, y,
+                             parts * row.lines, x, columns, parts, round_up(runs.size(), lanes<A>)});
   }
 }
 

@@ -40,8 +40,8 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   }
 
  private:
-  using Base::block_tiles_, Base::forward_, Base::last_, Base::outputs_, Base::parts_, Base::row_stride_, Base::runs_, Base::shallow_,
-      Base::t_;
+  using Base::block_tiles_, Base::forward_, Base::last_, Base::outputs_, Base::parts_, Base::row_stride_, Base::runs_,
+      Base::shallow_, Base::t_;
   using typename Base::Block, typename Base::Scratch, typename Base::Strip;
   using Rows = TileRows<Cut>;
   using Tile = typename Rows::Tile;
@@ -52,7 +52,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   int64_t strip_size(int64_t tiles) const {
     const int64_t step = Cut::kHalves && forward_ ? 2 : 1;
     return std::max(runs_.strip_size(step * M + R - 1, step * M * tiles + R - 1),
-                    tiles * kPairs * M * kPairs * M * kPanel<A>);
+                    last_ ? 0 : tiles * kPairs * M * kPairs * M * kPanel<A>);
   }
   typename Rows::Strip rows_at(Block block, const Strip& strip) const {
     return tile_rows_.strip_at(block.begin, block.begin + strip.tile, block_tiles_);
@@ -72,8 +72,14 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
     const int64_t step = Step * runs_.parts;
     const auto rows = rows_at(block, strip);
-    TileRow<T> row{nullptr, t_.read_pixels(), channels * t_.geometry.groups, height, width,
-                   strip.y * step + first_[0], strip.x * step + first_[1], Step * M + R - 1,
+    TileRow<T> row{nullptr,
+                   t_.read_pixels(),
+                   channels * t_.geometry.groups,
+                   height,
+                   width,
+                   strip.y * step + first_[0],
+                   strip.x * step + first_[1],
+                   Step * M + R - 1,
                    Step * M * strip.tiles + R - 1};
     // The taps along z in their order: whole vectors are written, so the last of one may reach into the next.
     for (int64_t tap = 0; tap < t_.geometry.kernel[0]; ++tap) {
@@ -85,11 +91,10 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       }
       row.slice = last_ ? t_.read + (n * t_.read_size[0] + slice) * plane * row.pixel + group * channels
                         : t_.read + (n * t_.geometry.groups + group) * channels * row.plane + slice * plane;
-      for_each_run(row, runs_, last_, s.strip, [&](int64_t, auto source) {
+      for_each_run(row, runs_, s.strip, [&](int64_t, auto source) {
+        const RowBlocks<A> place{input, row_stride_, 0, row_stride_, row_stride_, 0};
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) {
-          transform_input_tile<A, Cut, Step>(tile, source, middle_, [&](int64_t channel) {
-            return [to = input + channel, stride = row_stride_](int64_t row) { return to + row * stride; };
-          });
+          transform_input_tile<A, Cut, Step>(tile, source, middle_, place);
           source.advance(Step * M);
         });
         input += runs_.size();
@@ -146,6 +151,10 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
     vec<A> half[Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf];
     T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
+    const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
+    const Planes planes{
+        t_.written + ((n * stride + group * t_.written_channels + first) * t_.written_size[0] + z) * height * width,
+        t_.written_pixels(), width, y, pixels_of(1, panel, strip.x, strip.tiles * M)};
     for (int64_t k = 0; k < columns; k += together) {
       const Columns some{k, std::min(columns, k + together), columns};
       tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
@@ -155,6 +164,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
           untransform_tile(tile, sums, some, t_.epilogue, image + (y.first * width + x.first) * stride,
                            y.step * width * stride, x.step * stride, y, x, s);
         } else {
+          if (k == 0) planes.expect(columns * index / strip.tiles, columns * (index + 1) / strip.tiles);
           const Columns whole{some.begin, some.end, round_up(columns, lanes<A>)};
           untransform_tile(tile, sums, whole, Epilogue<A>{}, s.strip + index * size * kPanel<A>, pitch * kPanel<A>,
                            int64_t{kPanel<A>}, y, Pixels{0, 1, 0, size}, s);
@@ -162,14 +172,30 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       });
     }
     if (last_) return;
-    const Pixels x = pixels_of(1, panel, strip.x, strip.tiles * M);
-    const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
-    const int64_t plane = t_.written_pixels();
-    image = t_.written + (n * stride + group * t_.written_channels + first) * plane + z * height * width;
+    const int64_t pixels = planes.x.end - planes.x.begin;
     for (int64_t i = y.begin; i < y.end; ++i)
-      store_lines(t_.epilogue, s.strip + (i * pitch + x.begin) * kPanel<A>, x.end - x.begin, columns,
-                  image + (y.first + i * y.step) * width + x.first + x.begin * x.step, plane, x.step);
+      store_lines(t_.epilogue, s.strip + (i * pitch + planes.x.begin) * kPanel<A>, pixels, columns, planes.line(0, i),
+                  planes.plane, planes.x.step);
   }
+
+  // Where a strip's outputs lie in an NCHW tensor.
+  struct Planes {
+    T* first;  // of the slice
+    int64_t plane, width;
+    Pixels y, x;
+
+    T* line(int64_t column, int64_t i) const {
+      return first + column * plane + (y.first + i * y.step) * width + x.first + x.begin * x.step;
+    }
+    // Asks for what some columns will write: lines are too short for the processor to foresee it.
+    void expect(int64_t begin, int64_t end) const {
+      for (int64_t column = begin; column < end; ++column)
+        for (int64_t i = y.begin; i < y.end; ++i) {
+          const T* from = line(column, i);
+          for (int64_t j = 0; j < (x.end - x.begin) * x.step; j += 64 / sizeof(T)) __builtin_prefetch(from + j, 1);
+        }
+    }
+  };
 
   // Columns of a panel, of which `all` are written.
   struct Columns {

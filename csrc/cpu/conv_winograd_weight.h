@@ -24,8 +24,8 @@ class WinogradWeight {
       : arguments_(arguments),
         g_(arguments.geometry),
         tile_rows_(g_.output[1], g_.output[2]),
-        runs_(Cut::kHalves ? 1 : g_.stride[1], g_.in_channels_per_group()),
-        filter_runs_(1, g_.out_channels_per_group()) {
+        runs_(Cut::kHalves ? 1 : g_.stride[1], g_.in_channels_per_group(), arguments.layout),
+        filter_runs_(1, g_.out_channels_per_group(), arguments.layout) {
     last_ = arguments.layout == Layout::channels_last;
     run_channels_ = round_up(runs_.size(), lanes<A>);
     channels_ = runs_.parts == 1 ? runs_.size() : runs_.count() * run_channels_;
@@ -145,10 +145,10 @@ class WinogradWeight {
     A* weights;  // [weight of a filter][filter of the panel] of some channels, then transposed
   };
   Scratch carve(Carver& carver) const {
-    const int64_t gradient = last_ ? 0 : filter_runs_.strip_size(M, tiles_[1] * M);
-    const int64_t input = last_ && !runs_.joined ? 0 : runs_.strip_size(kStep * M + R - 1, tiles_[1] * kStep * M + R - 1);
-    return {carver.take<A>(std::max(input, gradient)),
-            carver.take<A>(rounds_ == 1 ? sums_size() : 0), carver.take<A>(2 * lanes<A> * kFilterPitch)};
+    const int64_t input = runs_.strip_size(kStep * M + R - 1, tiles_[1] * kStep * M + R - 1);
+    const int64_t gradient = filter_runs_.strip_size(M, tiles_[1] * M);
+    return {carver.take<A>(std::max(input, gradient)), carver.take<A>(rounds_ == 1 ? sums_size() : 0),
+            carver.take<A>(2 * lanes<A> * kFilterPitch)};
   }
   int64_t sums_size() const { return N * N * block_channels_ * kPanel<A>; }
   int64_t round_begin() const { return arguments_.round * round_lines_ * tiles_[1]; }
@@ -174,11 +174,10 @@ class WinogradWeight {
     if (slice < 0) return clear_rows(target, line);
     const auto row = row_of(arguments_.input, runs_.channels, g_.input, slice, group, line, y, x, step + R - 1,
                             tiles_[1] * step + R - 1);
-    visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const auto& source) {
-      transform_input_tile<A, Cut, kStep>(tile, source, middle, [&](int64_t channel) {
-        A* to = target + (run * run_channels_ + channel) / lanes<A> * pitch(lanes<A>);
-        return [to](int64_t row) { return to + row * lanes<A>; };
-      });
+    visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const TileSource<A>& source) {
+      A* to = target + run * run_channels_ / lanes<A> * pitch(lanes<A>);
+      transform_input_tile<A, Cut, kStep>(tile, source, middle,
+                                          RowBlocks<A>{to, lanes<A>, pitch(lanes<A>), lanes<A>, channels_, 0});
     });
   }
 
@@ -195,14 +194,13 @@ class WinogradWeight {
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
     const int64_t slice = line / tiles_[0] % g_.output[0];
-    const auto row = row_of(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M,
-                            tiles_[1] * M);
-    visit_tiles(row, filter_runs_, line, M, s, [&](const Tile& tile, int64_t, const auto& source) {
-      transform_gradient_tile<A, Cut>(tile, source, [&](int64_t filter) {
-        const int64_t panel = filter / kPanel<A>;
-        A* to = target + panel * pitch(kPanel<A>) + filter % kPanel<A>;
-        return [to, width = panel_width<A>(filters_, panel)](int64_t row) { return to + row * width; };
-      });
+    const auto row =
+        row_of(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M, tiles_[1] * M);
+    const int64_t last = (panels_ - 1) * kPanel<A>;
+    const RowBlocks<A> place{target,    kPanel<A>, pitch(kPanel<A>),
+                             kPanel<A>, last,      panel_width<A>(filters_, panels_ - 1)};
+    visit_tiles(row, filter_runs_, line, M, s, [&](const Tile& tile, int64_t, const TileSource<A>& source) {
+      transform_gradient_tile<A, Cut>(tile, source, place);
     });
   }
 
@@ -217,10 +215,10 @@ class WinogradWeight {
 
   // Calls visit(tile, run, source) for each tile of a line; tiles are `step` pixels of a run apart.
   template <class Visit>
-  void visit_tiles(const TileRow<T>& row, const Runs<A>& runs, int64_t line, int64_t step, const Scratch& s,
+  void visit_tiles(const TileRow<T>& row, const Runs<T>& runs, int64_t line, int64_t step, const Scratch& s,
                    const Visit& visit) const {
     const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
-    for_each_run(row, runs, last_, s.strip, [&](int64_t run, auto source) {
+    for_each_run(row, runs, s.strip, [&](int64_t run, auto source) {
       tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
         visit(tile, run, source);
         source.advance(step);
@@ -302,7 +300,7 @@ class WinogradWeight {
   const ConvArguments<T>& arguments_;
   const ConvGeometry& g_;
   Rows tile_rows_;
-  Runs<A> runs_, filter_runs_;  // of the input and of grad_output
+  Runs<T> runs_, filter_runs_;  // of the input and of grad_output
   bool last_;
   int64_t slices_;                   // of the kernel: taps along z
   int64_t run_channels_, channels_;  // with parts, runs are filled up to whole vectors
