@@ -209,13 +209,12 @@ struct RowBlocks {
 
   // Walks the vectors of channels.
   struct Walk {
-    const RowBlocks& blocks;
+    const RowBlocks blocks;
     A* block = blocks.target;
     int64_t channel = 0, within = 0;
 
-    A* row(int64_t index) const {
-      return block + within + index * (channel < blocks.last ? blocks.stride : blocks.last_stride);
-    }
+    A* row() const { return block + within; }  // number 0
+    int64_t stride() const { return channel < blocks.last ? blocks.stride : blocks.last_stride; }
     void advance() {
       channel += lanes<A>, within += lanes<A>;
       if (within == blocks.width) within = 0, block += blocks.pitch;
@@ -231,6 +230,8 @@ void transform_input_tile(const typename TileRows<Cut>::Tile& tile, const TileSo
   constexpr int R = Cut::R, kRead = Step * Cut::M + R - 1, kLines = Cut::kLines;
   static_assert(kRead <= 9 && (Cut::kHalves || Step == 1));
   for (typename RowBlocks<A>::Walk to{place}; to.channel < source.channels; to.advance()) {
+    A* const row_0 = to.row();
+    const int64_t stride = to.stride();
     vec<A> half[kRead * kLines];
     with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       constexpr int m = outputs(), points = m + R - 1;
@@ -248,10 +249,10 @@ void transform_input_tile(const typename TileRows<Cut>::Tile& tile, const TileSo
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> point[points];
         transform<InputTransform<m, R>, A>(half + j, Step * kLines, point, 1);
-        CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(to.row(tile.row[i][j]), point[i]);
+        CONVLAB_UNROLL for (int i = 0; i < points; ++i) store(row_0 + tile.row[i][j] * stride, point[i]);
         if constexpr (Cut::kHalves)
           CONVLAB_UNROLL for (int i = 0; i < m; ++i)
-              store(to.row(tile.row[points + i][j]), half[(Step * i + middle[0]) * kLines + j]);
+              store(row_0 + tile.row[points + i][j] * stride, half[(Step * i + middle[0]) * kLines + j]);
       }
     });
   }
@@ -268,6 +269,8 @@ void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const Til
     if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
   };
   for (typename RowBlocks<A>::Walk to{place}; to.channel < source.channels; to.advance()) {
+    A* const row_0 = to.row();
+    const int64_t stride = to.stride();
     vec<A> half[Cut::M * kLines];
     with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
       for (int64_t i = 0; i < tile.outputs[0]; ++i) {
@@ -281,7 +284,7 @@ void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const Til
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> row[count];
         spread(outputs, half + j, kLines, row);
-        CONVLAB_UNROLL for (int i = 0; i < count; ++i) store(to.row(tile.row[i][j]), row[i]);
+        CONVLAB_UNROLL for (int i = 0; i < count; ++i) store(row_0 + tile.row[i][j] * stride, row[i]);
       }
     });
   }

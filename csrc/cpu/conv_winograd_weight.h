@@ -33,8 +33,9 @@ class WinogradWeight {
     for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(g_.output[axis + 1], M);
     slices_ = g_.kernel[0];
     lines_ = g_.batch * g_.output[0] * tiles_[0];
-    // A round is whole lines of tiles.
-    round_lines_ = std::min(lines_, std::max<int64_t>(1, kRoundTiles / tiles_[1]));
+    // A round is whole lines of tiles; with few channels, more of them fit into the cache.
+    const int64_t round_tiles = std::max(kRoundTiles, kRoundTiles * kRoundChannels / (channels_ + filters_));
+    round_lines_ = std::min(lines_, std::max<int64_t>(1, round_tiles / tiles_[1]));
     rounds_ = divide_up(lines_, round_lines_);
     round_lines_ = divide_up(lines_, rounds_);
     room_ = round_lines_ * tiles_[1] | 1;
@@ -121,7 +122,7 @@ class WinogradWeight {
   using Rows = TileRows<Cut>;
   static constexpr int M = Cut::M, R = Cut::R, N = Rows::kMatrices, kTaps = Cut::kTaps;
   static constexpr int kStep = Cut::kHalves ? 2 : 1;  // pixels of a run read per output, along an axis
-  static constexpr int64_t kRoundTiles = Cut::kHalves ? 64 : 128;
+  static constexpr int64_t kRoundTiles = Cut::kHalves ? 64 : 128, kRoundChannels = 128;
   static constexpr int64_t kBlockVectors = 2;  // of channels in a block: its sums stay in L2
   static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps * kTaps, lanes<A>);
 
