@@ -32,15 +32,15 @@ std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
   if (g.kernel[1] != g.kernel[2])
     return because(in_words, "winograd needs a kernel that is square along the last two axes, but the kernel is ",
                    g.kernel);
-  for (int axis = 1; axis < kMaxSpatial; ++axis)
-    if (g.dilation[axis] != 1)
-      return because(in_words, "winograd needs dilation 1 along the last two axes, but dilation is ", g.dilation);
   if (g.stride[1] != g.stride[2] || g.stride[1] > most_stride)
     return because(in_words, "winograd needs one stride of at most ", most_stride,
                    " along both of the last two axes, but stride is ", g.stride);
+  if (g.dilation[1] != g.dilation[2] || (g.dilation[1] > 1 && g.stride[1] > 1))
+    return because(in_words, "winograd needs one dilation along both of the last two axes, and stride 1 with it, but ",
+                   "dilation is ", g.dilation, " and stride is ", g.stride);
   if (taps_per_stride(g) < fewest || taps_per_stride(g) > most)
     return because(in_words, "winograd needs a kernel of ", fewest, " to ", most,
-                   " taps per stride along the last two axes, but the kernel is ", g.kernel, " and stride ", g.stride);
+                   " taps per stride along the last two axes, but kernel is ", g.kernel, " and stride is ", g.stride);
   return {};
 }
 
@@ -117,13 +117,14 @@ double winograd_cost(const ConvProblem& problem) {
   const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
   // Rows of the matrix products, in tiles of 36.
   const auto rows = [&](int64_t size) {
-    const int64_t outputs = forward ? size : (size + g.stride[1] - 1) / g.stride[1];
+    // Those of one residue, with dilation.
+    const int64_t step = forward ? g.dilation[1] : g.dilation[1] * g.stride[1], outputs = (size + step - 1) / step;
     if (halves) return 2 * outputs + (outputs + 3) / 4;
     if (taps == 3) return outputs + 2 * ((outputs + 3) / 4);
     return 6 * ((outputs + 6 - taps) / (7 - taps));
   };
   const bool weight = problem.pass == Pass::backward_weight;
-  const double images = static_cast<double>(g.batch * written[0]);
+  const double images = static_cast<double>(g.batch * written[0] * g.dilation[1] * g.dilation[1]);
   const double tiles = images * static_cast<double>(rows(written[1]) * rows(written[2])) / points;
   // Few tiles transform the weights piece by piece, in every call.
   const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
@@ -140,7 +141,26 @@ double winograd_cost(const ConvProblem& problem) {
   // The products of groups of one vector are too small to be fast.
   const int64_t vector = cpu::capability() == cpu::Capability::avx512 ? 16 : 8;
   const double narrow = g.groups > 1 && written_channels < 2 * vector && !weight ? 2.5 : 1;
-  return narrow * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
+  const double scattered = g.dilation[1] > 1 ? 1.2 : 1;
+  return narrow * scattered * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
+}
+
+// How many of a dilated kernel's taps lie in the tensor; a product leaves out those that are in the padding with a
+// whole tile of pixels.
+double taps_inside(const ConvGeometry& g) {
+  double inside = 1;
+  for (int axis = 1; axis < kMaxSpatial; ++axis) {
+    if (g.dilation[axis] == 1) continue;
+    int64_t count = 0;
+    for (int64_t tap = 0; tap < g.kernel[axis]; ++tap) {
+      const int64_t first = tap * g.dilation[axis] - g.padding[axis], stride = g.stride[axis];
+      const int64_t begin = first < 0 ? (-first + stride - 1) / stride : 0;
+      const int64_t end = std::min(g.output[axis], (g.input[axis] - first + stride - 1) / stride);
+      count += std::max<int64_t>(0, end - begin);
+    }
+    inside *= static_cast<double>(count) / static_cast<double>(std::max<int64_t>(1, g.kernel[axis] * g.output[axis]));
+  }
+  return inside;
 }
 
 // Few written channels per group leave lanes idle or make the gather count; forward and backward input have kernels
@@ -158,7 +178,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     written = std::max(written, g.in_channels);
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
-  const double multiply_adds = static_cast<double>(g.multiply_adds());
+  const double multiply_adds = static_cast<double>(g.multiply_adds()) * taps_inside(g);
   // The sums of a gradient of few pixels are kept where they belong.
   const bool in_place = problem.pass == Pass::backward_weight && g.taps() == 1;
   const double packing = in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);

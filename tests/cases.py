@@ -99,6 +99,21 @@ COMMON = (
     ConvCase("deep_7x7_map", (2, 128, 7, 7), 64, 3, padding=1),
 )
 
+# Winograd sees 2 to 5 taps per stride; with less than a vector of channels, the parts of a strided image are joined.
+TAPS_PER_STRIDE = (
+    ConvCase("2x2", (2, 17, 11, 13), 20, 2, bias=True),
+    ConvCase("4x4_padded", (2, 12, 12, 9), 24, 4, padding=3),
+    ConvCase("4x4_stride2", (2, 20, 18, 15), 17, 4, stride=2, padding=1, bias=True),
+    ConvCase("4x4_stride2_groups", (1, 6, 16, 21), 10, 4, stride=2, padding=2, groups=2),
+    ConvCase("7x7_stride2_one_channel", (3, 1, 31, 20), 5, 7, stride=2, padding=6, bias=True),
+    ConvCase("8x8_stride3", (1, 9, 25, 22), 12, 8, stride=3, padding=4),
+    ConvCase("9x9_stride2", (2, 3, 24, 19), 16, 9, stride=2, padding=3, bias=True),
+    ConvCase("3x3_dilation9", (1, 12, 11, 8), 10, 3, padding=9, dilation=9, bias=True),
+    ConvCase("4x4_dilation3_groups", (2, 10, 17, 13), 18, 4, padding=4, dilation=3, groups=2),
+    ConvCase("5x5_dilation2", (1, 17, 14, 19), 9, 5, padding=3, dilation=2),
+    ConvCase("2x4x4_stride2", (1, 5, 4, 12, 11), 9, (2, 4, 4), stride=(1, 2, 2), padding=1, bias=True),
+)
+
 # Every axis has its own parameters: mixed-up axes show here.
 ASYMMETRIC = (
     ConvCase("kernel_1x7", (2, 8, 9, 12), 16, (1, 7), padding=(0, 3)),
@@ -225,7 +240,8 @@ LARGE = (
 )
 
 SMALL = (
-    *COMMON, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION, *THREE_DIMENSIONS, *TRANSPOSED,
+    *COMMON, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION, *THREE_DIMENSIONS,
+    *TRANSPOSED,
 )  # fmt: skip
 CASES = (*SMALL, *LARGE)
 BY_NAME = {case.name: case for case in CASES}

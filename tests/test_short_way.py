@@ -133,7 +133,7 @@ def test_not_taken_by_transforms():
 )  # fmt: skip
 def test_same_errors_as_the_operator(arguments):
     if "parameters" in arguments and "winograd" in arguments["parameters"]:
-        arguments = {"weight": torch.randn(6, 2, 2, 2), **arguments}
+        arguments = {"weight": torch.randn(6, 2, 1, 1), **arguments}
     call = {"input": X, "weight": W, "bias": None, "parameters": PARAMETERS, **arguments}
     listed = [[value] * 2 if isinstance(value, int) else value for value in call["parameters"][:3]]
     with pytest.raises(Exception) as expected:

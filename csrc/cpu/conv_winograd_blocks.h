@@ -110,17 +110,18 @@ class WinogradBlocks {
         last_(arguments.layout == Layout::channels_last),
         forward_(arguments.pass == Pass::forward),
         parts_(Cut::kHalves ? 1 : t_.geometry.stride[1]),
-        runs_(forward_ ? parts_ : 1, t_.read_channels, arguments.layout) {
+        spread_(t_.geometry.dilation[1]),
+        runs_(forward_ ? parts_ : 1, spread_, t_.read_channels, arguments.layout) {
     for (int axis = 0; axis < 2; ++axis) {
       const int64_t size = t_.written_size[axis + 1], padding = t_.geometry.padding[axis + 1];
-      outputs_[axis] = forward_       ? size
-                       : Cut::kHalves ? divide_up(size, 2)
-                                      : (size - 1 + padding) / parts_ - padding / parts_ + 1;
+      outputs_[axis] =
+          forward_ || parts_ == 1 ? divide_up(size, spread_) : (size - 1 + padding) / parts_ - padding / parts_ + 1;
+      if (Cut::kHalves && !forward_) outputs_[axis] = divide_up(size, 2);
       tiles_[axis] = divide_up(outputs_[axis], Cut::M);
     }
     part_panels_ = divide_up(t_.written_channels, kPanel<A>);
     panels_ = (forward_ ? 1 : parts_ * parts_) * part_panels_;
-    images_ = t_.geometry.batch * t_.written_size[0];
+    images_ = t_.geometry.batch * t_.written_size[0] * spread_ * spread_;
     depth_ = t_.geometry.kernel[0] * runs_.count() * runs_.size();
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
@@ -150,8 +151,9 @@ class WinogradBlocks {
   };
   // Tiles of a block that lie in one row of tiles of one image.
   struct Strip {
-    int64_t image, y, x;  // first output
-    int64_t tile, tiles;  // first in the block, and how many
+    int64_t n, z, residue[2];  // image: the slice of the written tensor, and with dilation the pixels' residue
+    int64_t y, x;              // first output
+    int64_t tile, tiles;       // first in the block, and how many
   };
 
   // M of `count` rows (+)= V of as many rows and `depth` channels times one matrix u of a panel's weights.
@@ -195,8 +197,9 @@ class WinogradBlocks {
   Transfer<T> t_;
   bool last_, forward_, few_tiles_, shallow_;
   int64_t parts_;       // along an axis, that forward reads and backward input writes
+  int64_t spread_;      // the dilation
   Runs<T> runs_;        // of what is read
-  int64_t images_;      // written slices
+  int64_t images_;      // written slices, or residues of them
   int64_t depth_;       // read channels, of all taps along z and all parts
   int64_t row_stride_;  // of V
   int64_t outputs_[2], tiles_[2];
@@ -224,7 +227,14 @@ class WinogradBlocks {
     for (int64_t tile = 0; tile < block.tiles;) {
       const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
       const int64_t length = std::min(tiles_[1] - column, block.tiles - tile);
-      visit(Strip{index / tiles_[1] / tiles_[0], row * Cut::M, column * Cut::M, tile, length});
+      const int64_t image = index / tiles_[1] / tiles_[0], slice = image / (spread_ * spread_);
+      visit(Strip{slice / t_.written_size[0],
+                  slice % t_.written_size[0],
+                  {image / spread_ % spread_, image % spread_},
+                  row * Cut::M,
+                  column * Cut::M,
+                  tile,
+                  length});
       tile += length;
     }
   }

@@ -59,12 +59,14 @@ template <class T>
 struct Runs {
   using A = accumulate_t<T>;
   int64_t parts;     // along an axis: the stride, or 1
+  int64_t spread;    // from pixel to pixel: the dilation, or 1
   int64_t channels;  // of a group
   bool last;         // layout
   bool joined;
 
-  Runs(int64_t parts, int64_t channels, Layout layout)
+  Runs(int64_t parts, int64_t spread, int64_t channels, Layout layout)
       : parts(parts),
+        spread(spread),
         channels(channels),
         last(layout == Layout::channels_last),
         joined(parts > 1 && channels < lanes<A>) {}
@@ -82,11 +84,26 @@ struct Runs {
 // The pixels that a row of tiles reads of one slice, from (y, x) on.
 template <class T>
 struct TileRow {
-  const T* slice;                // of the group's first channel
-  int64_t plane, pixel;          // from channel to channel (NCHW), or from pixel to pixel (NHWC)
-  int64_t height, width;         // of the slice
-  int64_t y, x, lines, columns;  // in pixels; lines and columns in positions, of `parts` pixels
+  const T* slice;          // of the group's first channel
+  int64_t plane, pixel;    // from channel to channel (NCHW), or from pixel to pixel (NHWC)
+  int64_t height, width;   // of the slice
+  int64_t y, x;            // of the first pixel
+  int64_t lines, columns;  // positions, of `parts` pixels
 };
+
+// transpose_matrix of every spread-th column.
+template <class T>
+void transpose_spread(const T* source, int64_t source_stride, int64_t spread, int64_t rows, int64_t columns,
+                      accumulate_t<T>* target, int64_t target_stride) {
+  using A = accumulate_t<T>;
+  A block[lanes<A> * lanes<A>];
+  for (int64_t j = 0; j < columns; j += lanes<A>) {
+    const int64_t count = std::min<int64_t>(lanes<A>, columns - j);
+    for (int64_t r = 0; r < rows; ++r)
+      copy_span<0>(source + r * source_stride + j * spread, spread, count, block + r * lanes<A>);
+    transpose_matrix(block, lanes<A>, rows, count, target + j * target_stride, target_stride);
+  }
+}
 
 // Pixels -> [y][x][channel], zeros outside the slice.
 template <class T>
@@ -94,17 +111,18 @@ void fill_strip(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* str
   using A = accumulate_t<T>;
   const int64_t channels = runs.channels, stride = runs.strip_stride();
   const int64_t lines = runs.parts * row.lines, columns = runs.parts * row.columns;
-  const int64_t begin = std::clamp<int64_t>(-row.x, 0, columns);
-  const int64_t end = std::clamp<int64_t>(row.width - row.x, begin, columns);
+  const int64_t spread = runs.spread;
+  const int64_t begin = std::clamp<int64_t>(divide_up(std::max<int64_t>(-row.x, 0), spread), 0, columns);
+  const int64_t end = std::clamp<int64_t>(divide_up(std::max<int64_t>(row.width - row.x, 0), spread), begin, columns);
   for (int64_t i = 0; i < lines; ++i) {
     A* line = strip + i * columns * stride;
-    const int64_t y = row.y + i;
+    const int64_t y = row.y + i * spread;
     const bool outside = y < 0 || y >= row.height;
     const int64_t from = outside ? columns : begin, to = outside ? columns : end;
     std::fill(line, line + from * stride, A(0));
     std::fill(line + to * stride, line + columns * stride, A(0));
     if (from == to) continue;
-    const T* source = row.slice + (y * row.width + row.x + from) * (runs.last ? row.pixel : 1);
+    const T* source = row.slice + (y * row.width + row.x + from * spread) * (runs.last ? row.pixel : 1);
     A* target = line + from * stride;
     if (runs.joined && runs.last && row.pixel == channels) {
       copy_span<1>(source, 1, (to - from) * channels, target);
@@ -114,11 +132,16 @@ void fill_strip(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* str
         for (int64_t x = 0; x < to - from; ++x)
           target[x * stride + c] = to_accumulate(source[c * channel_step + x * pixel_step]);
     } else if (runs.last) {
-      for (int64_t x = 0; x < to - from; ++x) copy_span<1>(source + x * row.pixel, 1, channels, target + x * stride);
+      for (int64_t x = 0; x < to - from; ++x)
+        copy_span<1>(source + x * spread * row.pixel, 1, channels, target + x * stride);
     } else {
-      for (int64_t c = 0; c < channels; c += lanes<A>)
-        transpose_matrix(source + c * row.plane, row.plane, std::min<int64_t>(lanes<A>, channels - c), to - from,
-                         target + c, stride);
+      for (int64_t c = 0; c < channels; c += lanes<A>) {
+        const int64_t planes = std::min<int64_t>(lanes<A>, channels - c);
+        if (spread == 1)
+          transpose_matrix(source + c * row.plane, row.plane, planes, to - from, target + c, stride);
+        else
+          transpose_spread(source + c * row.plane, row.plane, spread, planes, to - from, target + c, stride);
+      }
     }
   }
 }
@@ -133,9 +156,9 @@ void for_each_run(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* s
     const int64_t y = runs.joined ? run : run / parts, x = runs.joined ? 0 : run % parts;
     if constexpr (std::is_same_v<T, A>)
       if (runs.read_in_place()) {
-        const int64_t line = row.width * row.pixel;
-        visit(run, TileSource<A>{row.slice + (row.y + y) * line + (row.x + x) * row.pixel, parts * line,
-                                 parts * row.pixel, row.y + y, row.height, row.x + x, row.width, parts, runs.channels});
+        const int64_t line = row.width * row.pixel, step = parts * runs.spread;
+        visit(run, TileSource<A>{row.slice + (row.y + y) * line + (row.x + x) * row.pixel, step * line,
+                                 step * row.pixel, row.y + y, row.height, row.x + x, row.width, step, runs.channels});
         continue;
       }
     const int64_t columns = parts * row.columns, stride = runs.strip_stride();

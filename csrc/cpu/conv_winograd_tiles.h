@@ -32,7 +32,9 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     writes_pairs_ = Cut::kHalves && !forward_;
     for (int axis = 0; axis < 2; ++axis) {
       const int64_t padding = t_.geometry.padding[axis + 1];
-      first_[axis] = forward_ ? -padding : Cut::kHalves ? (padding + 1) / 2 - 1 : padding / parts_ - (R - 1);
+      first_[axis] = forward_       ? -padding
+                     : Cut::kHalves ? (padding + 1) / 2 - 1
+                                    : padding / parts_ - this->spread_ * (R - 1);
       middle_[axis] = forward_ || padding % 2 == 0 ? 1 : 0;
       outer_pixel_[axis] = padding % 2;
     }
@@ -69,28 +71,27 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   template <int Step>
   void transform_strip(int64_t group, Block block, const Strip& strip, A* input, const Scratch& s) const {
     const int64_t height = t_.read_size[1], width = t_.read_size[2], channels = t_.read_channels;
-    const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
-    const int64_t step = Step * runs_.parts;
+    const int64_t step = Step * runs_.parts * runs_.spread;
     const auto rows = rows_at(block, strip);
     TileRow<T> row{nullptr,
                    t_.read_pixels(),
                    channels * t_.geometry.groups,
                    height,
                    width,
-                   strip.y * step + first_[0],
-                   strip.x * step + first_[1],
+                   strip.y * step + strip.residue[0] + first_[0],
+                   strip.x * step + strip.residue[1] + first_[1],
                    Step * M + R - 1,
                    Step * M * strip.tiles + R - 1};
     // The taps along z in their order: whole vectors are written, so the last of one may reach into the next.
     for (int64_t tap = 0; tap < t_.geometry.kernel[0]; ++tap) {
-      const int64_t slice = read_slice(t_.geometry, t_.pass, z, tap), plane = height * width;
+      const int64_t slice = read_slice(t_.geometry, t_.pass, strip.z, tap), plane = height * width;
       if (slice < 0) {
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) { clear_rows(tile, input); });
         input += runs_.count() * runs_.size();
         continue;
       }
-      row.slice = last_ ? t_.read + (n * t_.read_size[0] + slice) * plane * row.pixel + group * channels
-                        : t_.read + (n * t_.geometry.groups + group) * channels * row.plane + slice * plane;
+      row.slice = last_ ? t_.read + (strip.n * t_.read_size[0] + slice) * plane * row.pixel + group * channels
+                        : t_.read + (strip.n * t_.geometry.groups + group) * channels * row.plane + slice * plane;
       for_each_run(row, runs_, s.strip, [&](int64_t, auto source) {
         const RowBlocks<A> place{input, row_stride_, 0, row_stride_, row_stride_, 0};
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) {
@@ -131,12 +132,13 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   struct Pixels {
     int64_t first, step, begin, end;
   };
-  Pixels pixels_of(int axis, int64_t panel, int64_t output, int64_t outputs) const {
+  Pixels pixels_of(int axis, int64_t panel, const Strip& strip, int64_t output, int64_t outputs) const {
     const int64_t size = t_.written_size[axis + 1];
     if (writes_pairs_) return {2 * output, 1, 0, std::min(2 * outputs, size - 2 * output)};
-    if (forward_) return {output, 1, 0, std::min(outputs, size - output)};
-    const int64_t first = parts_ * output + this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts_;
-    return {first, parts_, first < 0, std::min(outputs, divide_up(size - first, parts_))};
+    const int64_t step = forward_ ? this->spread_ : this->spread_ * parts_;
+    int64_t first = step * output + strip.residue[axis];
+    if (!forward_) first += this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts_;
+    return {first, step, first < 0, std::min(outputs, divide_up(size - first, step))};
   }
 
   void transform_output(int64_t group, int64_t panel, Block block, const Strip& strip, const Scratch& s) const {
@@ -144,23 +146,24 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t first = this->first_column(panel);
     const int64_t columns = std::min<int64_t>(kPanel<A>, t_.written_channels - first);
     const int64_t stride = t_.written_channels * t_.geometry.groups;
-    const Pixels y = pixels_of(0, panel, strip.y, M);
+    const Pixels y = pixels_of(0, panel, strip, strip.y, M);
     const auto rows = rows_at(block, strip);
     // Products of few channels are computed here, for some tiles and filters at a time.
     const int64_t together = shallow_ ? Shallow<A>::kVectors * lanes<A> : kPanel<A>;
     const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
     vec<A> half[Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf];
-    T* image = t_.written + strip.image * height * width * stride + group * t_.written_channels + first;
-    const int64_t n = strip.image / t_.written_size[0], z = strip.image % t_.written_size[0];
+    T* image = t_.written + (strip.n * t_.written_size[0] + strip.z) * height * width * stride +
+               group * t_.written_channels + first;
     const Planes planes{
-        t_.written + ((n * stride + group * t_.written_channels + first) * t_.written_size[0] + z) * height * width,
-        t_.written_pixels(), width, y, pixels_of(1, panel, strip.x, strip.tiles * M)};
+        t_.written +
+            ((strip.n * stride + group * t_.written_channels + first) * t_.written_size[0] + strip.z) * height * width,
+        t_.written_pixels(), width, y, pixels_of(1, panel, strip, strip.x, strip.tiles * M)};
     for (int64_t k = 0; k < columns; k += together) {
       const Columns some{k, std::min(columns, k + together), columns};
       tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
         const vec<A>* sums = shallow_ ? multiply_columns(tile, index, group, panel, some, s, half) : nullptr;
         if (last_) {
-          const Pixels x = pixels_of(1, panel, strip.x + index * M, M);
+          const Pixels x = pixels_of(1, panel, strip, strip.x + index * M, M);
           untransform_tile(tile, sums, some, t_.epilogue, image + (y.first * width + x.first) * stride,
                            y.step * width * stride, x.step * stride, y, x, s);
         } else {

@@ -3,13 +3,13 @@
 // With y = A^T [(G w G^T) * (B^T x B)] A, the gradient of w is G^T [ sum over tiles of (B^T x B) * (A dy A^T) ] G. So
 // both tensors are transformed tile by tile into rows (conv_winograd_rows.h), each of which belongs to one of 36
 // matrices of sums; rows of channels times rows of filters are added up there, and the sums are transformed back once.
-// Tiles come in rounds of at most kRoundTiles: the threads first transform the round's tiles of both tensors into
-// shared memory, then every block of sums (some input channels x a panel of filters, all 36 matrices) adds the round's
-// products to itself. A block belongs to one task, so there is no reduction: same bits for every number of threads.
-// In 3-D the slices of grad_output are images, and each tap along z has sums of its own, over the slices that it reads.
-// Cost: the forward pass's, and, per round, reading and writing the sums.
-// Memory: 4 x the weights for the sums if there are several rounds, and a round's rows x (input channels + filters).
-// Limits: as forward; each chain of additions covers at most kDepth rows of a round.
+// Tiles come in rounds of at most kRoundTiles, or more with few channels: the threads first transform the round's tiles
+// of both tensors into shared memory, then every block of sums (some input channels x a panel of filters, all 36
+// matrices) adds the round's products to itself. A block belongs to one task, so there is no reduction: same bits for
+// every number of threads. In 3-D the slices of grad_output are images, and each tap along z has sums of its own, over
+// the slices that it reads. Cost: the forward pass's, and, per round, reading and writing the sums. Memory: 4 x the
+// weights for the sums if there are several rounds, and a round's rows x (input channels + filters). Limits: as
+// forward; each chain of additions covers at most kDepth rows of a round.
 #pragma once
 #include "conv_winograd_blocks.h"
 
@@ -23,16 +23,17 @@ class WinogradWeight {
   explicit WinogradWeight(const ConvArguments<T>& arguments)
       : arguments_(arguments),
         g_(arguments.geometry),
-        tile_rows_(g_.output[1], g_.output[2]),
-        runs_(Cut::kHalves ? 1 : g_.stride[1], g_.in_channels_per_group(), arguments.layout),
-        filter_runs_(1, g_.out_channels_per_group(), arguments.layout) {
+        spread_(g_.dilation[1]),
+        tile_rows_(divide_up(g_.output[1], spread_), divide_up(g_.output[2], spread_)),
+        runs_(Cut::kHalves ? 1 : g_.stride[1], spread_, g_.in_channels_per_group(), arguments.layout),
+        filter_runs_(1, spread_, g_.out_channels_per_group(), arguments.layout) {
     last_ = arguments.layout == Layout::channels_last;
     run_channels_ = round_up(runs_.size(), lanes<A>);
     channels_ = runs_.parts == 1 ? runs_.size() : runs_.count() * run_channels_;
     filters_ = g_.out_channels_per_group();
-    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(g_.output[axis + 1], M);
+    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(divide_up(g_.output[axis + 1], spread_), M);
     slices_ = g_.kernel[0];
-    lines_ = g_.batch * g_.output[0] * tiles_[0];
+    lines_ = g_.batch * g_.output[0] * spread_ * spread_ * tiles_[0];
     // A round is whole lines of tiles; with few channels, more of them fit into the cache.
     const int64_t round_tiles = std::max(kRoundTiles, kRoundTiles * kRoundChannels / (channels_ + filters_));
     round_lines_ = std::min(lines_, std::max<int64_t>(1, round_tiles / tiles_[1]));
@@ -170,11 +171,12 @@ class WinogradWeight {
   void transform_input(int64_t group, int64_t tap, int64_t line, const Scratch& s) const {
     constexpr int64_t step = kStep * M, middle[2] = {1, 1};
     A* target = carve_shared().input + (group * slices_ + tap) * channel_blocks_ * pitch(lanes<A>);
-    const int64_t y = line % tiles_[0] * step * runs_.parts - g_.padding[1], x = -g_.padding[2];
-    const int64_t slice = read_slice(g_, Pass::backward_weight, line / tiles_[0] % g_.output[0], tap);
+    const Line at = line_at(line);
+    const int64_t y = at.y * kStep * runs_.parts * spread_ + at.residue[0] - g_.padding[1];
+    const int64_t slice = read_slice(g_, Pass::backward_weight, at.slice, tap);
     if (slice < 0) return clear_rows(target, line);
-    const auto row = row_of(arguments_.input, runs_.channels, g_.input, slice, group, line, y, x, step + R - 1,
-                            tiles_[1] * step + R - 1);
+    const auto row = row_of(arguments_.input, runs_.channels, g_.input, slice, group, at.n, y,
+                            at.residue[1] - g_.padding[2], step + R - 1, tiles_[1] * step + R - 1);
     visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const TileSource<A>& source) {
       A* to = target + run * run_channels_ / lanes<A> * pitch(lanes<A>);
       transform_input_tile<A, Cut, kStep>(tile, source, middle,
@@ -194,9 +196,9 @@ class WinogradWeight {
 
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
-    const int64_t slice = line / tiles_[0] % g_.output[0];
-    const auto row =
-        row_of(arguments_.output, filters_, g_.output, slice, group, line, line % tiles_[0] * M, 0, M, tiles_[1] * M);
+    const Line at = line_at(line);
+    const auto row = row_of(arguments_.output, filters_, g_.output, at.slice, group, at.n,
+                            at.y * spread_ + at.residue[0], at.residue[1], M, tiles_[1] * M);
     const int64_t last = (panels_ - 1) * kPanel<A>;
     const RowBlocks<A> place{target,    kPanel<A>, pitch(kPanel<A>),
                              kPanel<A>, last,      panel_width<A>(filters_, panels_ - 1)};
@@ -205,10 +207,20 @@ class WinogradWeight {
     });
   }
 
+  // Where a line of tiles lies in grad_output: y counts the outputs of its residue.
+  struct Line {
+    int64_t n, slice, residue[2], y;
+  };
+  Line line_at(int64_t line) const {
+    const int64_t image = line / tiles_[0], slice = image / (spread_ * spread_);
+    return {
+        slice / g_.output[0], slice % g_.output[0], {image / spread_ % spread_, image % spread_}, line % tiles_[0] * M};
+  }
+
   // The pixels of a slice of a tensor, from (y, x) on, that a line of tiles reads.
-  TileRow<T> row_of(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t line,
+  TileRow<T> row_of(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t n,
                     int64_t y, int64_t x, int64_t lines, int64_t columns) const {
-    const int64_t n = line / tiles_[0] / g_.output[0], plane = size[1] * size[2], all = channels * g_.groups;
+    const int64_t plane = size[1] * size[2], all = channels * g_.groups;
     const T* from = last_ ? tensor + (n * size[0] + slice) * plane * all + group * channels
                           : tensor + ((n * g_.groups + group) * channels * size[0] + slice) * plane;
     return {from, size[0] * plane, all, size[1], size[2], y, x, lines, columns};
@@ -300,6 +312,7 @@ class WinogradWeight {
   using Tile = typename Rows::Tile;
   const ConvArguments<T>& arguments_;
   const ConvGeometry& g_;
+  int64_t spread_;  // the dilation
   Rows tile_rows_;
   Runs<T> runs_, filter_runs_;  // of the input and of grad_output
   bool last_;
