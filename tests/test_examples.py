@@ -23,7 +23,8 @@ SHOWN = {
         "conv2    (50, 14, 14)   (50, 20, 5, 5)", "flatten  (2450,)",
     ],
     "pick_an_algorithm": [
-        "3x3: auto takes winograd", "depthwise: auto takes depthwise", "winograd needs a kernel of 2 to 5 taps per stride",
+        "3x3: auto takes winograd", "depthwise: auto takes depthwise",
+        "winograd needs a kernel of 2 to 5 taps per stride",
     ],
     "sync_batch_norm": ["alone         processes differ by ", "synchronized  processes differ by "],
     "winograd_accuracy": ["channels  implicit_gemm  winograd", "     512  ", "{'naive': 9, 'winograd': "],
