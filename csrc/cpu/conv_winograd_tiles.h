@@ -151,7 +151,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     // Products of few channels are computed here, for some tiles and filters at a time.
     const int64_t together = shallow_ ? Shallow<A>::kVectors * lanes<A> : kPanel<A>;
     const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
-    vec<A> half[Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf];
+    vec<A> half[Base::kMayBeShallow ? Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf : 1];
     T* image = t_.written + (strip.n * t_.written_size[0] + strip.z) * height * width * stride +
                group * t_.written_channels + first;
     const Planes planes{
