@@ -166,6 +166,12 @@ def test_explain_convolution():
     strided = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), stride=3, padding=1)
     assert strided.chosen == "implicit_gemm" and "stride" in strided.verdicts["winograd"].refusal
     assert torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32).chosen == "depthwise"
+    stem = torch_convlab.explain_convolution((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
+    assert stem.chosen == "winograd"  # 144 multiplications for 9 outputs instead of 441
+    dilated = {"input_size": (1, 256, 28, 28), "weight_size": (256, 256, 3, 3)}
+    assert torch_convlab.explain_convolution(**dilated, padding=2, dilation=2).chosen == "winograd"
+    # Most taps lie in the padding, where a product leaves them out.
+    assert torch_convlab.explain_convolution(**dilated, padding=24, dilation=24).chosen == "implicit_gemm"
     double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
     assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
     # Winograd transforms the weights of a map of four tiles in every call; a product finds them packed.
