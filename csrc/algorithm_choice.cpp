@@ -178,7 +178,8 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     written = std::max(written, g.in_channels);
   const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
   const int64_t read = read_channels(problem);
-  const double multiply_adds = static_cast<double>(g.multiply_adds()) * taps_inside(g);
+  const double inside = problem.pass == Pass::backward_weight ? 1 : taps_inside(g);
+  const double multiply_adds = static_cast<double>(g.multiply_adds()) * inside;
   // The sums of a gradient of few pixels are kept where they belong.
   const bool in_place = problem.pass == Pass::backward_weight && g.taps() == 1;
   const double packing = in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
