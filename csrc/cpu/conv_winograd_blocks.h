@@ -12,8 +12,9 @@
 // Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
 // counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
 // transforms some channels of it, and multiplies all tiles with them while they are in cache.
-// Memory: many tiles, 4 x weights packed, and per thread the rows of a block x (channels + panel); few tiles, the rows
-// of at most kFewTiles x channels shared, and per thread one panel's chunk. Never proportional to the batch.
+// Memory: many tiles, 36 weights packed for each filter, channel and part (4 x those of a 3x3 kernel), and per thread
+// the rows of a block x (channels + panel); few tiles, the rows of at most kFewTiles x channels shared, and per thread
+// one panel's chunk. Never proportional to the batch.
 #pragma once
 #include "conv_lines.h"
 #include "conv_winograd_shallow.h"
@@ -101,8 +102,8 @@ class WinogradBlocks {
   static constexpr bool kMayBeShallow = !Cut::kHalves && !Cut::kSmallerTiles;
   // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
   static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
-  static constexpr int64_t kPackedChannels =
-      16;  // whose filters are in order at a time; with parts, fewer of more taps
+  // Whose filters are brought into order at a time; with parts, fewer of more taps.
+  static constexpr int64_t kPackedChannels = 16;
 
   WinogradBlocks(const ConvArguments<T>& arguments)
       : arguments_(arguments),
@@ -151,9 +152,9 @@ class WinogradBlocks {
   };
   // Tiles of a block that lie in one row of tiles of one image.
   struct Strip {
-    int64_t n, z, residue[2];  // image: the slice of the written tensor, and with dilation the pixels' residue
-    int64_t y, x;              // first output
-    int64_t tile, tiles;       // first in the block, and how many
+    WinogradImage image;
+    int64_t y, x;         // first output
+    int64_t tile, tiles;  // first in the block, and how many
   };
 
   // M of `count` rows (+)= V of as many rows and `depth` channels times one matrix u of a panel's weights.
@@ -222,19 +223,14 @@ class WinogradBlocks {
   int64_t input_size() const {
     return (TileRows<Cut>::kRows * block_tiles_ + (shallow_ ? Shallow<A>::kTiles : 0)) * row_stride_;
   }
+
   template <class Visit>
   void for_each_strip(Block block, const Visit& visit) const {
     for (int64_t tile = 0; tile < block.tiles;) {
       const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
       const int64_t length = std::min(tiles_[1] - column, block.tiles - tile);
-      const int64_t image = index / tiles_[1] / tiles_[0], slice = image / (spread_ * spread_);
-      visit(Strip{slice / t_.written_size[0],
-                  slice % t_.written_size[0],
-                  {image / spread_ % spread_, image % spread_},
-                  row * Cut::M,
-                  column * Cut::M,
-                  tile,
-                  length});
+      const WinogradImage image = winograd_image(index / tiles_[1] / tiles_[0], t_.written_size[0], spread_);
+      visit(Strip{image, row * Cut::M, column * Cut::M, tile, length});
       tile += length;
     }
   }

@@ -24,6 +24,16 @@ inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t t
                                                                                               : -1;
 }
 
+// Tiles lie in images: a slice of the written tensor (of grad_output, in backward weight) or, with dilation, the pixels
+// of one residue of it.
+struct WinogradImage {
+  int64_t n, slice, residue[2];
+};
+inline WinogradImage winograd_image(int64_t index, int64_t slices, int64_t spread) {
+  const int64_t slice = index / (spread * spread);
+  return {slice / slices, slice % slices, {index / spread % spread, index % spread}};
+}
+
 // Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y + i*step lies in
 // [0, height) and x + j*step in [0, width).
 template <class A>
@@ -90,6 +100,16 @@ struct TileRow {
   int64_t y, x;            // of the first pixel
   int64_t lines, columns;  // positions, of `parts` pixels
 };
+
+// Those of one image of `size` and one group of its channels; y and x count from the first that has their residue.
+template <class T>
+TileRow<T> tile_row(const T* tensor, const Runs<T>& runs, int64_t groups, int64_t group, const int64_t* size,
+                    const WinogradImage& image, int64_t slice, int64_t y, int64_t x, int64_t lines, int64_t columns) {
+  const int64_t channels = runs.channels, plane = size[1] * size[2], pixel = channels * groups;
+  const T* from = runs.last ? tensor + (image.n * size[0] + slice) * plane * pixel + group * channels
+                            : tensor + ((image.n * groups + group) * channels * size[0] + slice) * plane;
+  return {from, size[0] * plane, pixel, size[1], size[2], y + image.residue[0], x + image.residue[1], lines, columns};
+}
 
 // transpose_matrix of every spread-th column.
 template <class T>

@@ -70,28 +70,19 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
 
   template <int Step>
   void transform_strip(int64_t group, Block block, const Strip& strip, A* input, const Scratch& s) const {
-    const int64_t height = t_.read_size[1], width = t_.read_size[2], channels = t_.read_channels;
     const int64_t step = Step * runs_.parts * runs_.spread;
     const auto rows = rows_at(block, strip);
-    TileRow<T> row{nullptr,
-                   t_.read_pixels(),
-                   channels * t_.geometry.groups,
-                   height,
-                   width,
-                   strip.y * step + strip.residue[0] + first_[0],
-                   strip.x * step + strip.residue[1] + first_[1],
-                   Step * M + R - 1,
-                   Step * M * strip.tiles + R - 1};
     // The taps along z in their order: whole vectors are written, so the last of one may reach into the next.
     for (int64_t tap = 0; tap < t_.geometry.kernel[0]; ++tap) {
-      const int64_t slice = read_slice(t_.geometry, t_.pass, strip.z, tap), plane = height * width;
+      const int64_t slice = read_slice(t_.geometry, t_.pass, strip.image.slice, tap);
       if (slice < 0) {
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) { clear_rows(tile, input); });
         input += runs_.count() * runs_.size();
         continue;
       }
-      row.slice = last_ ? t_.read + (strip.n * t_.read_size[0] + slice) * plane * row.pixel + group * channels
-                        : t_.read + (strip.n * t_.geometry.groups + group) * channels * row.plane + slice * plane;
+      const auto row = tile_row(t_.read, runs_, t_.geometry.groups, group, t_.read_size, strip.image, slice,
+                                strip.y * step + first_[0], strip.x * step + first_[1], Step * M + R - 1,
+                                Step * M * strip.tiles + R - 1);
       for_each_run(row, runs_, s.strip, [&](int64_t, auto source) {
         const RowBlocks<A> place{input, row_stride_, 0, row_stride_, row_stride_, 0};
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) {
@@ -136,7 +127,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t size = t_.written_size[axis + 1];
     if (writes_pairs_) return {2 * output, 1, 0, std::min(2 * outputs, size - 2 * output)};
     const int64_t step = forward_ ? this->spread_ : this->spread_ * parts_;
-    int64_t first = step * output + strip.residue[axis];
+    int64_t first = step * output + strip.image.residue[axis];
     if (!forward_) first += this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts_;
     return {first, step, first < 0, std::min(outputs, divide_up(size - first, step))};
   }
@@ -152,11 +143,12 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t together = shallow_ ? Shallow<A>::kVectors * lanes<A> : kPanel<A>;
     const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
     vec<A> half[Base::kMayBeShallow ? Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf : 1];
-    T* image = t_.written + (strip.n * t_.written_size[0] + strip.z) * height * width * stride +
+    T* image = t_.written + (strip.image.n * t_.written_size[0] + strip.image.slice) * height * width * stride +
                group * t_.written_channels + first;
     const Planes planes{
         t_.written +
-            ((strip.n * stride + group * t_.written_channels + first) * t_.written_size[0] + strip.z) * height * width,
+            ((strip.image.n * stride + group * t_.written_channels + first) * t_.written_size[0] + strip.image.slice) *
+                height * width,
         t_.written_pixels(), width, y, pixels_of(1, panel, strip, strip.x, strip.tiles * M)};
     for (int64_t k = 0; k < columns; k += together) {
       const Columns some{k, std::min(columns, k + together), columns};

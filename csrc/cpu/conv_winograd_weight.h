@@ -171,12 +171,12 @@ class WinogradWeight {
   void transform_input(int64_t group, int64_t tap, int64_t line, const Scratch& s) const {
     constexpr int64_t step = kStep * M, middle[2] = {1, 1};
     A* target = carve_shared().input + (group * slices_ + tap) * channel_blocks_ * pitch(lanes<A>);
-    const Line at = line_at(line);
-    const int64_t y = at.y * kStep * runs_.parts * spread_ + at.residue[0] - g_.padding[1];
-    const int64_t slice = read_slice(g_, Pass::backward_weight, at.slice, tap);
+    const WinogradImage image = image_of(line);
+    const int64_t slice = read_slice(g_, Pass::backward_weight, image.slice, tap);
     if (slice < 0) return clear_rows(target, line);
-    const auto row = row_of(arguments_.input, runs_.channels, g_.input, slice, group, at.n, y,
-                            at.residue[1] - g_.padding[2], step + R - 1, tiles_[1] * step + R - 1);
+    const int64_t y = line % tiles_[0] * step * runs_.parts * spread_ - g_.padding[1];
+    const auto row = tile_row(arguments_.input, runs_, g_.groups, group, g_.input, image, slice, y, -g_.padding[2],
+                              step + R - 1, tiles_[1] * step + R - 1);
     visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const TileSource<A>& source) {
       A* to = target + run * run_channels_ / lanes<A> * pitch(lanes<A>);
       transform_input_tile<A, Cut, kStep>(tile, source, middle,
@@ -196,9 +196,9 @@ class WinogradWeight {
 
   void transform_gradient(int64_t group, int64_t line, const Scratch& s) const {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
-    const Line at = line_at(line);
-    const auto row = row_of(arguments_.output, filters_, g_.output, at.slice, group, at.n,
-                            at.y * spread_ + at.residue[0], at.residue[1], M, tiles_[1] * M);
+    const WinogradImage image = image_of(line);
+    const auto row = tile_row(arguments_.output, filter_runs_, g_.groups, group, g_.output, image, image.slice,
+                              line % tiles_[0] * M * spread_, 0, M, tiles_[1] * M);
     const int64_t last = (panels_ - 1) * kPanel<A>;
     const RowBlocks<A> place{target,    kPanel<A>, pitch(kPanel<A>),
                              kPanel<A>, last,      panel_width<A>(filters_, panels_ - 1)};
@@ -207,24 +207,7 @@ class WinogradWeight {
     });
   }
 
-  // Where a line of tiles lies in grad_output: y counts the outputs of its residue.
-  struct Line {
-    int64_t n, slice, residue[2], y;
-  };
-  Line line_at(int64_t line) const {
-    const int64_t image = line / tiles_[0], slice = image / (spread_ * spread_);
-    return {
-        slice / g_.output[0], slice % g_.output[0], {image / spread_ % spread_, image % spread_}, line % tiles_[0] * M};
-  }
-
-  // The pixels of a slice of a tensor, from (y, x) on, that a line of tiles reads.
-  TileRow<T> row_of(const T* tensor, int64_t channels, const int64_t* size, int64_t slice, int64_t group, int64_t n,
-                    int64_t y, int64_t x, int64_t lines, int64_t columns) const {
-    const int64_t plane = size[1] * size[2], all = channels * g_.groups;
-    const T* from = last_ ? tensor + (n * size[0] + slice) * plane * all + group * channels
-                          : tensor + ((n * g_.groups + group) * channels * size[0] + slice) * plane;
-    return {from, size[0] * plane, all, size[1], size[2], y, x, lines, columns};
-  }
+  WinogradImage image_of(int64_t line) const { return winograd_image(line / tiles_[0], g_.output[0], spread_); }
 
   // Calls visit(tile, run, source) for each tile of a line; tiles are `step` pixels of a run apart.
   template <class Visit>
