@@ -14,9 +14,9 @@ class ConvAddReLU(nn.Module):
 
     In eval mode, where no gradient is wanted, the weight is kept in the order in which the kernel reads it: a second
     copy (for winograd, four times a 3x3 kernel), made at the first call, made anew when the weight's version, its
-    memory, the input's size or the settings of `torch_convlab.backends` change, and freed with the module or by ``train()``.
-    In-place changes that autograd does not count (``weight.data.mul_()``) are not seen: assign to the parameter, or
-    call ``train().eval()``.
+    memory, the input's size or the settings of `torch_convlab.backends` change, and freed with the module or by
+    ``train()``. In-place changes that autograd does not count (``weight.data.mul_()``) are not seen: assign to the
+    parameter, or call ``train().eval()``.
 
     Args:
         conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
