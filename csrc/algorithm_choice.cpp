@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "cpu/dispatch.h"
+#include "winograd_cut.h"
 
 namespace convlab {
 
@@ -24,23 +25,23 @@ std::string because(bool in_words, const Parts&... parts) {
   return in_words ? (text(parts) + ...) : "refused";
 }
 
-// Taps that a Winograd convolution sees on each part of a strided image.
-int64_t taps_per_stride(const ConvGeometry& g) { return (g.kernel[1] + g.stride[1] - 1) / g.stride[1]; }
-
 std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
-  constexpr int64_t fewest = 2, most = 5, most_stride = 4;
-  if (g.kernel[1] != g.kernel[2])
-    return because(in_words, "winograd needs a kernel that is square along the last two axes, but the kernel is ",
-                   g.kernel);
-  if (g.stride[1] != g.stride[2] || g.stride[1] > most_stride)
-    return because(in_words, "winograd needs one stride of at most ", most_stride,
-                   " along both of the last two axes, but stride is ", g.stride);
-  if (g.dilation[1] != g.dilation[2] || (g.dilation[1] > 1 && g.stride[1] > 1))
-    return because(in_words, "winograd needs one dilation along both of the last two axes, and stride 1 with it, but ",
-                   "dilation is ", g.dilation, " and stride is ", g.stride);
-  if (taps_per_stride(g) < fewest || taps_per_stride(g) > most)
-    return because(in_words, "winograd needs a kernel of ", fewest, " to ", most,
-                   " taps per stride along the last two axes, but kernel is ", g.kernel, " and stride is ", g.stride);
+  constexpr int64_t most_parts = WinogradCut::kMostParts;
+  for (int axis = 1; axis < kMaxSpatial; ++axis) {
+    if (g.stride[axis] > most_parts)
+      return because(in_words, "winograd needs strides of at most ", most_parts,
+                     " along the last two axes, but stride is ", g.stride);
+    if (g.dilation[axis] > 1 && g.stride[axis] > 1 && g.kernel[axis] > 1)
+      return because(in_words, "winograd needs stride 1 along an axis with dilation, but dilation is ", g.dilation,
+                     " and stride is ", g.stride);
+  }
+  if (g.kernel[1] <= g.stride[1] && g.kernel[2] <= g.stride[2])
+    return because(in_words, "winograd needs windows that overlap along one of the last two axes, but kernel is ",
+                   g.kernel, " and stride is ", g.stride);
+  if (winograd_cut(g).taps[1] == 0)
+    return because(in_words, "winograd cuts kernels into at most ", WinogradCut::kMostSegments,
+                   " segments of a few taps along each of the last two axes, but kernel is ", g.kernel,
+                   " and stride is ", g.stride);
   return {};
 }
 
@@ -105,44 +106,54 @@ double packing_cost(const ConvProblem& problem) {
 double in_whole_vectors(int64_t channels) { return static_cast<double>((channels + 15) / 16 * 16); }
 
 double winograd_cost(const ConvProblem& problem) {
-  constexpr double points = 36, per_output = 12;
   const ConvGeometry& g = problem.geometry;
-  const bool forward = problem.pass != Pass::backward_input;
+  const WinogradCut cut = winograd_cut(g);
+  const bool forward = problem.pass != Pass::backward_input, line = cut.taps[0] == 1 || cut.taps[1] == 1;
   const int64_t* written = forward ? g.output : g.input;
-  const bool halves = g.stride[1] == 2 && g.kernel[1] == 3;
-  const double per_input = halves && forward ? 24 : 12;  // tiles of 9x9 pixels, none of them read twice
-  // The parts of a strided image are channels of what is read or, in backward input, written.
-  const int64_t parts = halves ? 1 : g.stride[1], taps = taps_per_stride(g);
+  // Per row and channel; by halves, forward, tiles are of 9x9 pixels, none of them read twice.
+  const double per_output = 12, per_input = cut.halves && forward ? 24 : 12;
   const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
   const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
-  // Rows of the matrix products, in tiles of 36.
-  const auto rows = [&](int64_t size) {
-    // Those of one residue, with dilation.
-    const int64_t step = forward ? g.dilation[1] : g.dilation[1] * g.stride[1], outputs = (size + step - 1) / step;
-    if (halves) return 2 * outputs + (outputs + 3) / 4;
-    if (taps == 3) return outputs + 2 * ((outputs + 3) / 4);
-    return 6 * ((outputs + 6 - taps) / (7 - taps));
+  // Rows of the matrix products along an axis.
+  const auto rows = [&](int axis) {
+    // Those of one residue, with dilation; the parts of a strided image are channels of what is read or, in backward
+    // input, written.
+    const int64_t step = forward ? cut.spread[axis] : cut.spread[axis] * cut.parts[axis], taps = cut.taps[axis];
+    const int64_t outputs = ceil_divide(written[axis + 1], step);
+    if (cut.halves) return 2 * outputs + ceil_divide<int64_t>(outputs, 4);
+    if (taps == 3 && !line) return outputs + 2 * ceil_divide<int64_t>(outputs, 4);
+    return cut.points(axis) * ceil_divide(outputs, cut.outputs(axis));
   };
   const bool weight = problem.pass == Pass::backward_weight;
-  const double images = static_cast<double>(g.batch * written[0] * g.dilation[1] * g.dilation[1]);
-  const double tiles = images * static_cast<double>(rows(written[1]) * rows(written[2])) / points;
+  const auto points = static_cast<double>(cut.points(0) * cut.points(1));
+  const double images = static_cast<double>(g.batch * written[0] * cut.spread[0] * cut.spread[1]);
+  const double tiles = images * static_cast<double>(rows(0) * rows(1)) / points;
   // Few tiles transform the weights piece by piece, in every call.
   const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
-  // Each tap along z reads channels of its own.
-  const auto slices = static_cast<double>(g.kernel[0]);
-  const double read_parts = forward ? static_cast<double>(parts * parts) : 1;
-  const double written_parts = forward ? 1 : static_cast<double>(parts * parts);
-  const double read = slices * read_parts * static_cast<double>(read_channels);
-  const double c = slices * read_parts * in_whole_vectors(read_channels);
+  // Each tap along z and each cell reads channels of its own.
+  const auto parts = static_cast<double>(cut.parts[0] * cut.parts[1]);
+  const double read_cells =
+      static_cast<double>(g.kernel[0] * cut.segments[0] * cut.segments[1]) * (forward ? parts : 1);
+  const double written_parts = forward ? 1 : parts;
+  const double read = read_cells * static_cast<double>(read_channels);
+  const double c = read_cells * in_whole_vectors(read_channels);
   const double k = written_parts * in_whole_vectors(written_channels);
   // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
-  const double rounds = weight ? 1 + std::ceil(tiles / (halves ? 144 : 128)) : 1;
+  const double round = cut.halves ? 144 : 128 * 36 / points;
+  const double rounds = weight ? 1 + std::ceil(tiles / round) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
-  // The products of groups of one vector are too small to be fast.
   const int64_t vector = cpu::capability() == cpu::Capability::avx512 ? 16 : 8;
+  // Rows of backward weight's products: cells are filled up to whole vectors, parts along x together if that is less.
+  const bool joined = cut.parts[1] > 1 && cut.segments[1] == 1 && read_channels < vector;
+  const int64_t together = joined ? cut.parts[1] : 1, run = together * read_channels;
+  const double filled = weight && cut.cells() > 1 ? static_cast<double>(ceil_divide(run, vector) * vector) /
+                                                        static_cast<double>(std::max<int64_t>(1, run))
+                                                  : 1;
+  // The products of groups of one vector are too small to be fast.
   const double narrow = g.groups > 1 && written_channels < 2 * vector && !weight ? 2.5 : 1;
-  const double scattered = g.dilation[1] > 1 ? 1.2 : 1;
-  return narrow * scattered * points * static_cast<double>(g.groups) * (tiles * read * k + transforms);
+  const double scattered = cut.spread[0] > 1 || cut.spread[1] > 1 ? 1.2 : 1;
+  const double lines = line ? 1.3 : 1;  // fitted on a Zen 3
+  return narrow * scattered * lines * points * static_cast<double>(g.groups) * (tiles * read * filled * k + transforms);
 }
 
 // How many of a dilated kernel's taps lie in the tensor; a product leaves out those that are in the padding with a
@@ -224,7 +235,21 @@ double inner_product_cost(const ConvProblem& problem) {
 
 }  // namespace
 
-bool join_pixels(ConvGeometry& geometry) {
+bool join_axes(ConvGeometry& geometry) {
+  // A kernel along z sees y and x as one axis, and z can be y.
+  const auto untouched = [&](int axis) {
+    return geometry.kernel[axis] == 1 && geometry.stride[axis] == 1 && geometry.padding[axis] == 0;
+  };
+  if (geometry.kernel[0] > 1 && untouched(1) && untouched(2)) {
+    geometry.input[2] *= geometry.input[1], geometry.output[2] *= geometry.output[1];
+    for (int64_t(*field)[kMaxSpatial] : {&geometry.input, &geometry.kernel, &geometry.stride, &geometry.padding,
+                                         &geometry.dilation, &geometry.output}) {
+      (*field)[1] = (*field)[0];
+      (*field)[0] = 1;
+    }
+    geometry.padding[0] = 0;
+    return false;
+  }
   if (geometry.taps() != 1 || geometry.input_pixels() != 1 || geometry.output_pixels() != 1) return false;
   geometry.input[2] = geometry.output[2] = geometry.batch;
   geometry.stride[2] = geometry.batch = 1;

@@ -20,9 +20,9 @@ struct ConvProblem {
   bool packed = false;  // on the CPU, the weight is kept in the order in which the kernel reads it
 };
 
-// Images of one pixel, which are dense in both layouts, become one line of pixels, as a fully connected layer has it.
-// Returns whether they are of one pixel.
-bool join_pixels(ConvGeometry& geometry);
+// Axes that a kernel for the CPU need not tell apart become one: those that a kernel along z does not see and, as in a
+// fully connected layer, images of one pixel, which are dense in both layouts. Returns whether they are of one pixel.
+bool join_axes(ConvGeometry& geometry);
 
 // Empty if `algorithm` can compute the problem, else the reason why not.
 std::string refusal(Algorithm algorithm, const ConvProblem& problem);

@@ -40,9 +40,14 @@ std::string winograd_refusal(const ConvProblem& problem) {
   if (g.kernel[0] != 1 || g.input[0] != 1 || g.output[0] != 1)
     return "winograd needs a 2-D kernel and input on CUDA, but they are of " + std::to_string(g.kernel[0]) + " and " +
            std::to_string(g.input[0]) + " slices";
-  if (g.kernel[1] != 3) return "winograd needs a 3x3 kernel on CUDA, but it is of " + std::to_string(g.kernel[1]);
-  if (g.dilation[1] != 1) return "winograd needs dilation 1 on CUDA, but dilation is " + std::to_string(g.dilation[1]);
-  if (g.stride[1] != 1) return "winograd needs stride 1 on CUDA, but stride is " + std::to_string(g.stride[1]);
+  for (int axis = 1; axis < kMaxSpatial; ++axis) {
+    if (g.kernel[axis] != 3)
+      return "winograd needs a 3x3 kernel on CUDA, but it is of " + std::to_string(g.kernel[1]) + "x" +
+             std::to_string(g.kernel[2]);
+    if (g.dilation[axis] != 1)
+      return "winograd needs dilation 1 on CUDA, but dilation is " + std::to_string(g.dilation[axis]);
+    if (g.stride[axis] != 1) return "winograd needs stride 1 on CUDA, but stride is " + std::to_string(g.stride[axis]);
+  }
   if (points * g.groups > kMostBlocks)
     return "winograd has at most " + std::to_string(kMostBlocks / points) + " groups on CUDA, but there are " +
            std::to_string(g.groups);

@@ -89,7 +89,7 @@ PYBIND11_MODULE(_C, m) {
       "explain",
       [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device, bool packed) {
         ConvProblem problem{geometry, pass, dtype, device, device == Device::cuda && tf32_is_allowed(), packed};
-        if (device == Device::cpu) join_pixels(problem.geometry);  // as the operators do
+        if (device == Device::cpu) join_axes(problem.geometry);  // as the operators do
         py::dict verdicts;
         for (int index = 0; index < kAlgorithms; ++index) {
           const auto algorithm = static_cast<Algorithm>(index);

@@ -20,7 +20,7 @@ namespace convlab {
 template <int Outputs, int Taps>
 struct WinogradMatrices {
   static constexpr int M = Outputs, R = Taps, N = Outputs + Taps - 1;
-  static_assert(M >= 1 && R >= 2 && M + R <= 7);
+  static_assert(M >= 1 && R >= 1 && M + R <= 7);
   double input[N][N]{};   // B^T
   double weight[N][R]{};  // G
   double output[M][N]{};  // A^T

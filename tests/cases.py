@@ -99,7 +99,8 @@ COMMON = (
     ConvCase("deep_7x7_map", (2, 128, 7, 7), 64, 3, padding=1),
 )
 
-# Winograd sees 2 to 5 taps per stride; with less than a vector of channels, the parts of a strided image are joined.
+# Winograd sees 2 to 5 taps per stride, or segments of more, along one axis or two; with less than a vector of channels,
+# the parts of a strided image are joined.
 TAPS_PER_STRIDE = (
     ConvCase("2x2", (2, 17, 11, 13), 20, 2, bias=True),
     ConvCase("4x4_padded", (2, 12, 12, 9), 24, 4, padding=3),
@@ -112,6 +113,14 @@ TAPS_PER_STRIDE = (
     ConvCase("4x4_dilation3_groups", (2, 10, 17, 13), 18, 4, padding=4, dilation=3, groups=2),
     ConvCase("5x5_dilation2", (1, 17, 14, 19), 9, 5, padding=3, dilation=2),
     ConvCase("2x4x4_stride2", (1, 5, 4, 12, 11), 9, (2, 4, 4), stride=(1, 2, 2), padding=1, bias=True),
+    ConvCase("7x7_stride1", (2, 9, 12, 15), 10, 7, padding=3, bias=True),
+    ConvCase("9x5_groups", (1, 10, 14, 13), 18, (9, 5), padding=(4, 2), groups=2, bias=True),
+    ConvCase("11x7_stride2", (1, 3, 25, 19), 17, (11, 7), stride=2, padding=(5, 3)),
+    ConvCase("3x4_stride_1x2", (2, 17, 9, 14), 12, (3, 4), stride=(1, 2), padding=1, bias=True),
+    ConvCase("kernel_7x1", (2, 17, 13, 10), 12, (7, 1), padding=(3, 0), bias=True),
+    ConvCase("kernel_1x3_dilation2", (1, 20, 7, 23), 17, (1, 3), padding=(0, 2), dilation=(3, 2)),
+    ConvCase("3x3_dilation_1x2", (1, 9, 8, 13), 16, 3, padding=(1, 2), dilation=(1, 2), bias=True),
+    ConvCase("wide_image", (1, 8, 3, 530), 9, 3, padding=1),
 )
 
 # Every axis has its own parameters: mixed-up axes show here.
@@ -191,6 +200,9 @@ ONE_DIMENSION = (
     ConvCase("1d_depthwise_k31", (2, 24, 60), 24, 31, padding=15, groups=24, bias=True),
     ConvCase("1d_dilated_causal", (1, 16, 70), 16, 2, padding=8, dilation=8),
     ConvCase("1d_pointwise_odd", (3, 17, 29), 5, 1),
+    ConvCase("1d_k11_grouped", (2, 40, 61), 34, 11, padding=5, groups=2, bias=True),
+    ConvCase("1d_long_line", (1, 9, 1111), 17, 3, padding=1, bias=True),
+    ConvCase("1d_k4_s2", (2, 24, 75), 17, 4, stride=2, padding=1),
 )
 
 THREE_DIMENSIONS = (
@@ -212,6 +224,8 @@ THREE_DIMENSIONS = (
     ConvCase("3d_slices_of_padding", (1, 6, 3, 5, 5), 8, (1, 3, 3), padding=1),
     ConvCase("3d_depthwise", (1, 17, 5, 8, 8), 17, 3, padding=1, groups=17),
     ConvCase("3d_factorised_1x3x3", (1, 16, 4, 10, 10), 16, (1, 3, 3), padding=(0, 1, 1)),
+    ConvCase("3d_factorised_3x1x1", (2, 17, 7, 6, 5), 20, (3, 1, 1), padding=(1, 0, 0), bias=True),
+    ConvCase("3d_factorised_5x1x1_stride2", (1, 9, 11, 4, 5), 10, (5, 1, 1), stride=(2, 1, 1), padding=(2, 0, 0)),
 )
 
 TRANSPOSED = (

@@ -24,7 +24,7 @@ SHOWN = {
     ],
     "pick_an_algorithm": [
         "3x3: auto takes winograd", "depthwise: auto takes depthwise",
-        "winograd needs a kernel of 2 to 5 taps per stride",
+        "winograd needs windows that overlap",
     ],
     "sync_batch_norm": ["alone         processes differ by ", "synchronized  processes differ by "],
     "winograd_accuracy": ["channels  implicit_gemm  winograd", "     512  ", "{'naive': 9, 'winograd': "],

@@ -29,8 +29,9 @@ template <class T, class Cut, class Kernel>
 class WinogradBlocks {
  public:
   using A = accumulate_t<T>;
-  static constexpr int R = Cut::kTaps, N = 6;  // taps, matrices along an axis
-  static constexpr int kTaps = R * R, kPoints = N * N;
+  // Taps and matrices along the axes, and in all.
+  static constexpr int Ry = Cut::kTaps[0], Rx = Cut::kTaps[1], kTaps = Ry * Rx;
+  static constexpr int Ny = Cut::kMatrices[0], Nx = Cut::kMatrices[1], kPoints = Ny * Nx;
 
   ConvPlan plan() const {
     const int64_t groups = t_.geometry.groups;
@@ -64,7 +65,7 @@ class WinogradBlocks {
     const Scratch s = carve(carver);
     const int64_t rows = images_ * tiles_[0], row = task % rows, group = task / rows;
     for_each_strip({row * tiles_[1], tiles_[1]}, [&](Strip strip) {
-      strip.tile = row * tiles_[1];
+      strip.tile += row * tiles_[1];
       kernel().transform_input(group, {0, all_tiles_}, strip, static_cast<A*>(arguments_.shared) + group * input_size(),
                                s);
     });
@@ -99,10 +100,12 @@ class WinogradBlocks {
 
  protected:
   // All tiles of a problem with few channels have all points.
-  static constexpr bool kMayBeShallow = !Cut::kHalves && !Cut::kSmallerTiles;
+  static constexpr bool kMayBeShallow = !Cut::kHalves && !Cut::kSmallerTiles && Ny == Nx;
   // Channels of a panel of U that are in L2 at a time: 36 points x 16 KB.
   static constexpr int64_t kFewTilesChunk = 16384 / static_cast<int64_t>(kPanel<A> * sizeof(A));
-  // Whose filters are brought into order at a time; with parts, fewer of more taps.
+  // Of a row of them, so that the strip buffer is in L2.
+  static constexpr int64_t kStripTiles = 128;
+  // Whose filters are brought into order at a time.
   static constexpr int64_t kPackedChannels = 16;
 
   WinogradBlocks(const ConvArguments<T>& arguments)
@@ -110,19 +113,19 @@ class WinogradBlocks {
         t_(arguments),
         last_(arguments.layout == Layout::channels_last),
         forward_(arguments.pass == Pass::forward),
-        parts_(Cut::kHalves ? 1 : t_.geometry.stride[1]),
-        spread_(t_.geometry.dilation[1]),
-        runs_(forward_ ? parts_ : 1, spread_, t_.read_channels, arguments.layout) {
+        cut_(winograd_cut(t_.geometry)),
+        runs_(runs_of<T>(cut_, forward_, t_.read_channels, arguments.layout)) {
     for (int axis = 0; axis < 2; ++axis) {
       const int64_t size = t_.written_size[axis + 1], padding = t_.geometry.padding[axis + 1];
-      outputs_[axis] =
-          forward_ || parts_ == 1 ? divide_up(size, spread_) : (size - 1 + padding) / parts_ - padding / parts_ + 1;
+      const int64_t parts = cut_.parts[axis];
+      outputs_[axis] = forward_ || parts == 1 ? divide_up(size, cut_.spread[axis])
+                                              : (size - 1 + padding) / parts - padding / parts + 1;
       if (Cut::kHalves && !forward_) outputs_[axis] = divide_up(size, 2);
-      tiles_[axis] = divide_up(outputs_[axis], Cut::M);
+      tiles_[axis] = divide_up(outputs_[axis], Cut::M[axis]);
     }
     part_panels_ = divide_up(t_.written_channels, kPanel<A>);
-    panels_ = (forward_ ? 1 : parts_ * parts_) * part_panels_;
-    images_ = t_.geometry.batch * t_.written_size[0] * spread_ * spread_;
+    panels_ = (forward_ ? 1 : cut_.parts[0] * cut_.parts[1]) * part_panels_;
+    images_ = t_.geometry.batch * t_.written_size[0] * cut_.spread[0] * cut_.spread[1];
     depth_ = t_.geometry.kernel[0] * runs_.count() * runs_.size();
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
@@ -130,7 +133,7 @@ class WinogradBlocks {
     shallow_ = kMayBeShallow && depth_ <= Shallow<A>::kMostDepth;
     few_tiles_ = !shallow_ && few && t_.geometry.groups * panels_ >= arguments.threads;
     const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
-    const int64_t most = shallow_ ? Shallow<A>::kBlockTiles : Kernel::kBlockTiles;
+    const int64_t most = shallow_ ? Shallow<A>::kBlockTiles : Kernel::kBlockTiles * kTilesOf36Rows<Cut>;
     block_tiles_ = few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, most);
     blocks_ = divide_up(all_tiles_, block_tiles_);
     chunk_ = std::min(depth_, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
@@ -190,15 +193,14 @@ class WinogradBlocks {
   int width_of(int64_t panel) const { return panel_width<A>(t_.written_channels, panel % part_panels_); }
   // Along an axis, 0 or 1, which of the parts a panel writes in backward input.
   int64_t part_of(int64_t panel, int axis) const {
-    const int64_t part = panel / part_panels_;
-    return axis == 0 ? part / parts_ : part % parts_;
+    const int64_t part = panel / part_panels_, across = forward_ ? 1 : cut_.parts[1];
+    return axis == 0 ? part / across : part % across;
   }
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_, forward_, few_tiles_, shallow_;
-  int64_t parts_;       // along an axis, that forward reads and backward input writes
-  int64_t spread_;      // the dilation
+  WinogradCut cut_;     // forward reads its parts, backward input writes them
   Runs<T> runs_;        // of what is read
   int64_t images_;      // written slices, or residues of them
   int64_t depth_;       // read channels, of all taps along z and all parts
@@ -213,7 +215,7 @@ class WinogradBlocks {
     return {carver.take<A>(few_tiles_ ? 0 : input_size()),
             carver.take<A>(shallow_ ? 0 : TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
-            carver.take<A>(kernel().strip_size(std::min(block_tiles_, tiles_[1]))),
+            carver.take<A>(kernel().strip_size(std::min({block_tiles_, tiles_[1], kStripTiles}))),
             carver.take<A>(kPanel<A>),
             carver.take<const A*>(kTileRows),
             carver.take<A*>(kTileRows)};
@@ -228,9 +230,9 @@ class WinogradBlocks {
   void for_each_strip(Block block, const Visit& visit) const {
     for (int64_t tile = 0; tile < block.tiles;) {
       const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
-      const int64_t length = std::min(tiles_[1] - column, block.tiles - tile);
-      const WinogradImage image = winograd_image(index / tiles_[1] / tiles_[0], t_.written_size[0], spread_);
-      visit(Strip{image, row * Cut::M, column * Cut::M, tile, length});
+      const int64_t length = std::min({tiles_[1] - column, block.tiles - tile, kStripTiles});
+      const WinogradImage image = winograd_image(index / tiles_[1] / tiles_[0], t_.written_size[0], cut_.spread);
+      visit(Strip{image, row * Cut::M[0], column * Cut::M[1], tile, length});
       tile += length;
     }
   }
@@ -240,77 +242,96 @@ class WinogradBlocks {
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
   }
 
-  // G w G^T of the channels begin..end, of all taps along z and all parts, of one panel, to
+  // G w G^T of the channels begin..end, of all taps along z and all cells, of one panel, to
   // target + point*point_stride + (channel-begin)*width.
   void transform_weights(int64_t group, int64_t panel, int64_t begin, int64_t end, int64_t point_stride,
                          A* target) const {
-    using Transform = WeightTransform<Cut>;
     const int width = width_of(panel);
-    const int64_t at_once = kPackedChannels / (parts_ * parts_), taps = t_.geometry.kernel[1] * t_.geometry.kernel[2];
     A filters[kPackedChannels * kTaps * lanes<A>];
     for (int64_t block = begin, channels; block < end; block += channels) {
-      const int64_t channel = block % t_.read_channels, part = block / t_.read_channels;
-      channels = std::min({at_once, end - block, t_.read_channels - channel});
-      const int64_t read_parts = forward_ ? parts_ * parts_ : 1;
-      int64_t seen[kTaps];
-      find_taps(forward_ ? part % read_parts : panel / part_panels_, seen);
+      const int64_t channel = block % t_.read_channels, cell = block / t_.read_channels % runs_.cells();
+      const int64_t slice = block / t_.read_channels / runs_.cells();
+      channels = std::min({kPackedChannels, end - block, t_.read_channels - channel});
+      int64_t seen[kTaps], place[kTaps];
+      find_taps(panel, cell, seen);
       for (int lane = 0; lane < width; lane += lanes<A>) {
-        load_filters(group, panel, lane, part / read_parts, channel, channels, filters);
+        load_filters(group, panel, lane, slice, channel, channels, seen, filters, place);
         for (int64_t c = 0; c < channels; ++c) {
-          vec<A> w[kTaps], half[N * R];
+          vec<A> w[kTaps], half[Ny * Rx];
           CONVLAB_UNROLL for (int tap = 0; tap < kTaps; ++tap) w[tap] =
-              seen[tap] < 0 ? vec<A>{} : load(filters + (c * taps + seen[tap]) * lanes<A>);
-          CONVLAB_UNROLL for (int x = 0; x < R; ++x) transform<Transform, A>(w + x, R, half + x, R);
+              load(filters + (c * kTaps + place[tap]) * lanes<A>);
+          CONVLAB_UNROLL for (int x = 0; x < Rx; ++x) transform<WeightTransform<Cut, 0>, A>(w + x, Rx, half + x, Rx);
           A* out = target + (block - begin + c) * width + lane;
-          CONVLAB_UNROLL for (int y = 0; y < N; ++y) {
-            vec<A> point[N];
-            transform<Transform, A>(half + y * R, 1, point, 1);
-            CONVLAB_UNROLL for (int x = 0; x < N; ++x) store(out + (y * N + x) * point_stride, point[x]);
+          CONVLAB_UNROLL for (int y = 0; y < Ny; ++y) {
+            vec<A> point[Nx];
+            transform<WeightTransform<Cut, 1>, A>(half + y * Rx, 1, point, 1);
+            CONVLAB_UNROLL for (int x = 0; x < Nx; ++x) store(out + (y * Nx + x) * point_stride, point[x]);
           }
         }
       }
     }
   }
 
-  // The kernel's taps that a part sees, -1 for those beyond the kernel; backward input sees them rotated by 180
-  // degrees.
-  void find_taps(int64_t part, int64_t* seen) const {
-    const int64_t *kernel = t_.geometry.kernel + 1, first[2] = {part / parts_, part % parts_};
+  // The kernel's taps that a panel sees through a cell of what is read, -1 for those beyond the kernel; backward input
+  // sees them rotated by 180 degrees.
+  void find_taps(int64_t panel, int64_t cell, int64_t* seen) const {
+    const int64_t across = runs_.axis[1].cells();
+    int64_t first[2] = {cell / across, cell % across}, step[2];
+    for (int axis = 0; axis < 2; ++axis) {
+      const auto& cells = runs_.axis[axis];
+      first[axis] = cells.offset(first[axis]), step[axis] = cells.parts;
+      if (forward_) continue;
+      const int64_t taps = Cut::kTaps[axis] * cells.segments, parts = cut_.parts[axis];
+      first[axis] = (taps - 1 - first[axis]) * parts + part_of(panel, axis), step[axis] = -parts;
+    }
+    const int64_t* kernel = t_.geometry.kernel + 1;
     for (int tap = 0; tap < kTaps; ++tap) {
-      const int at = forward_ ? tap : kTaps - 1 - tap;
-      const int64_t y = at / R * parts_ + first[0], x = at % R * parts_ + first[1];
+      const int64_t y = first[0] + tap / Rx * step[0], x = first[1] + tap % Rx * step[1];
       seen[tap] = y < kernel[0] && x < kernel[1] ? y * kernel[1] + x : -1;
     }
   }
 
-  // The taps between `channels` read channels from `channel` on and lanes<A> written channels from `lane` of a panel
-  // on, of one tap along z, as [channel][tap][lane].
+  // The seen taps between `channels` read channels from `channel` on and lanes<A> written channels from `lane` of a
+  // panel on, of one tap along z, as [channel][place[tap]][lane].
   void load_filters(int64_t group, int64_t panel, int lane, int64_t slice, int64_t channel, int64_t channels,
-                    A* filters) const {
+                    const int64_t (&seen)[kTaps], A* filters, int64_t (&place)[kTaps]) const {
     const int64_t taps = t_.geometry.kernel[1] * t_.geometry.kernel[2], first = first_column(panel) + lane;
     const int64_t count = std::min<int64_t>(lanes<A>, t_.written_channels - first);
-    const T* source = arguments_.weight + t_.weight_offset(arguments_, group, channel, first) +
-                      slice * taps * arguments_.weight_stride_tap;
+    const int64_t tap_stride = arguments_.weight_stride_tap;
+    const T* source =
+        arguments_.weight + t_.weight_offset(arguments_, group, channel, first) + slice * taps * tap_stride;
     const int64_t lane_stride = t_.weight_offset(arguments_, 0, 0, 1);
-    const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0), tap_stride = arguments_.weight_stride_tap;
-    if (tap_stride == 1 && channel_stride == taps) {
-      transpose_matrix(source, lane_stride, count, channels * taps, filters, lanes<A>);
-    } else if (tap_stride == 1) {
-      for (int64_t c = 0; c < channels; ++c)
-        transpose_matrix(source + c * channel_stride, lane_stride, count, taps, filters + c * taps * lanes<A>,
-                         lanes<A>);
-    } else if (channel_stride == 1) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const T* from = source + tap * tap_stride;
-        transpose_matrix(from, lane_stride, count, channels, filters + tap * lanes<A>, taps * lanes<A>);
-        for (int64_t k = 0; k < count; ++k) __builtin_prefetch(from + k * lane_stride + channels);  // the next ones
+    const int64_t channel_stride = t_.weight_offset(arguments_, 0, 1, 0);
+    if (tap_stride == 1 && taps == kTaps && seen[0] + seen[kTaps - 1] == kTaps - 1) {  // all, maybe rotated
+      std::copy_n(seen, kTaps, place);
+      if (channel_stride == taps)
+        return transpose_matrix(source, lane_stride, count, channels * taps, filters, lanes<A>);
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* from = source + c * channel_stride;
+        transpose_matrix(from, lane_stride, count, taps, filters + c * taps * lanes<A>, lanes<A>);
+        for (int64_t i = 0; i < lane_stride * lanes<A>; i += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(from + channels * channel_stride + i);  // the next ones
       }
-    } else {  // lanes are contiguous
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const T* from = source + c * channel_stride + tap * tap_stride;
-          store(filters + (c * taps + tap) * lanes<A>, count == lanes<A> ? load(from) : load_partial(from, count));
+      return;
+    }
+    for (int tap = 0; tap < kTaps; ++tap) {
+      A* to = filters + tap * lanes<A>;
+      const T* from = source + seen[tap] * tap_stride;
+      place[tap] = tap;
+      if (seen[tap] >= 0 && channel_stride == 1) {
+        transpose_matrix(from, lane_stride, count, channels, to, kTaps * lanes<A>);
+        for (int64_t k = 0; k < count; ++k) __builtin_prefetch(from + k * lane_stride + channels);  // the next ones
+        continue;
+      }
+      for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += kTaps * lanes<A>) {
+        if (seen[tap] >= 0 && lane_stride == 1) {
+          store(to, count == lanes<A> ? load(from) : load_partial(from, count));
+          __builtin_prefetch(from + channels * channel_stride);
+          continue;
         }
+        store(to, vec<A>{});
+        if (seen[tap] >= 0) copy_span<0>(from, lane_stride, count, to);
+      }
     }
   }
 };

@@ -28,8 +28,8 @@ struct Shallow {
   // belongs to tiles beyond its end has no meaning.
   template <class Cut, int Vectors>
   void multiply_columns(const typename TileRows<Cut>::Tile& tile, vec<A>* half) const {
-    constexpr int points = Cut::kLines;
-    static_assert(!Cut::kHalves && points % kPart == 0);
+    constexpr int points = Cut::kLines[0];
+    static_assert(!Cut::kHalves && points % kPart == 0 && points == Cut::kLines[1]);
     for (int x = 0; x < points; ++x) {
       vec<A> column[kTiles][Vectors][points];
       CONVLAB_UNROLL for (int y = 0; y < points; y += kPart) {
@@ -57,8 +57,8 @@ struct Shallow {
             CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) column[t][v][y + i] = sum[i][t][v];
       }
       CONVLAB_UNROLL for (int t = 0; t < kTiles; ++t) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
-          transform<OutputTransform<Cut::M, Cut::R>, A>(column[t][v], 1,
-                                                        half + (t * kVectors + v) * Cut::M * points + x, points);
+          transform<OutputTransform<Cut::M[0], Cut::R[0]>, A>(
+              column[t][v], 1, half + (t * kVectors + v) * Cut::M[0] * points + x, points);
     }
   }
 };

@@ -1,12 +1,12 @@
 // Where the tiles of a Winograd convolution read their pixels.
 //
-// A kernel of k taps with stride s is one of R = ceil(k / s) taps, the last of them perhaps zero, with stride 1 on the
-// image's s x s interleaved parts ("space to depth"): output o reads pixels s*(o + t) + part - padding, t < R. Parts
-// are more channels. A run is what lies together of them: the channels of a pixel of one part or, where they are few,
-// of the s neighbouring pixels that belong to s parts. NCHW slices go through a strip buffer in NHWC order, and so do
+// A kernel is cut into parts and segments (../winograd_cut.h), which are more channels: each pair of them, one per
+// axis, is a cell. A run is what lies together of them: the channels of a cell's pixel or, where they are few, of
+// neighbouring pixels that belong to parts along x. NCHW slices go through a strip buffer in NHWC order, and so do
 // joined runs, which then have no borders to look at, and 16-bit tensors, so that the transforms are compiled for float
 // alone.
 #pragma once
+#include "../winograd_cut.h"
 #include "conv_gather.h"
 #include "conv_gemm_channels_last.h"
 
@@ -29,18 +29,18 @@ inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t t
 struct WinogradImage {
   int64_t n, slice, residue[2];
 };
-inline WinogradImage winograd_image(int64_t index, int64_t slices, int64_t spread) {
-  const int64_t slice = index / (spread * spread);
-  return {slice / slices, slice % slices, {index / spread % spread, index % spread}};
+inline WinogradImage winograd_image(int64_t index, int64_t slices, const int64_t (&spread)[2]) {
+  const int64_t slice = index / (spread[0] * spread[1]);
+  return {slice / slices, slice % slices, {index / spread[1] % spread[0], index % spread[1]}};
 }
 
-// Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y + i*step lies in
+// Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y + i*step_y lies in
 // [0, height) and x + j*step in [0, width).
 template <class A>
 struct TileSource {
   const A* corner;
   int64_t line, pixel;
-  int64_t y, height, x, width, step;
+  int64_t y, height, step_y, x, width, step;
   int64_t channels;  // of a pixel; those up to a whole vector are zeros
 
   void advance(int64_t pixels) { corner += pixels * pixel, x += pixels * step; }
@@ -49,7 +49,7 @@ struct TileSource {
   template <int Pixels, int Step>
   CONVLAB_INLINE void load_line(int64_t i, int64_t channel, vec<A>* d) const {
     const A* from = corner + i * line + channel;
-    const bool whole = channel + lanes<A> <= channels, outside = y + i * step < 0 || y + i * step >= height;
+    const bool whole = channel + lanes<A> <= channels, outside = y + i * step_y < 0 || y + i * step_y >= height;
     if (whole && !outside && x >= 0 && x + (Pixels - 1) * step < width) {
       CONVLAB_UNROLL for (int j = 0; j < Pixels; ++j) d[j] = load(from + j * pixel);
       CONVLAB_UNROLL for (int j = 0; j < Step; ++j) __builtin_prefetch(from + (Pixels + j) * pixel);
@@ -64,32 +64,49 @@ struct TileSource {
   }
 };
 
-// How a tensor's channels and parts are cut into runs, in the order [part along y][run along x][channel].
+// How a tensor's channels, parts and segments are cut into runs, in the order [cell along y][run along x][channel].
 template <class T>
 struct Runs {
   using A = accumulate_t<T>;
-  int64_t parts;     // along an axis: the stride, or 1
-  int64_t spread;    // from pixel to pixel: the dilation, or 1
+  struct Axis {
+    int64_t parts = 1, segments = 1, taps = 1;  // of a segment
+    int64_t spread = 1;
+
+    int64_t cells() const { return parts * segments; }
+    // Where a cell's first pixel is, counted from the tile's.
+    int64_t offset(int64_t cell) const { return cell / parts * taps * parts + cell % parts; }
+    // Positions, of `parts` pixels, that so many outputs read.
+    int64_t positions(int64_t outputs) const { return outputs + taps * segments - 1; }
+  };
+  Axis axis[2];
   int64_t channels;  // of a group
   bool last;         // layout
   bool joined;
 
-  Runs(int64_t parts, int64_t spread, int64_t channels, Layout layout)
-      : parts(parts),
-        spread(spread),
+  Runs(const Axis& y, const Axis& x, int64_t channels, Layout layout)
+      : axis{y, x},
         channels(channels),
         last(layout == Layout::channels_last),
-        joined(parts > 1 && channels < lanes<A>) {}
-  int64_t count() const { return joined ? parts : parts * parts; }
-  int64_t size() const { return joined ? parts * channels : channels; }
+        joined(x.parts > 1 && x.segments == 1 && channels < lanes<A>) {}
+  int64_t cells() const { return axis[0].cells() * axis[1].cells(); }
+  int64_t count() const { return axis[0].cells() * (joined ? 1 : axis[1].cells()); }
+  int64_t size() const { return joined ? axis[1].parts * channels : channels; }
   bool read_in_place() const { return std::is_same_v<T, A> && last && !joined; }
   // From pixel to pixel of the strip buffer.
   int64_t strip_stride() const { return joined ? channels : round_up(channels, lanes<A>) + lanes<A>; }
   // Elements of the strip buffer for so many lines and columns of positions; whole vectors are read.
   int64_t strip_size(int64_t lines, int64_t columns) const {
-    return read_in_place() ? 0 : parts * lines * parts * columns * strip_stride() + lanes<A>;
+    return read_in_place() ? 0 : axis[0].parts * lines * axis[1].parts * columns * strip_stride() + lanes<A>;
   }
 };
+
+// The runs of what a pass reads; grad_output has no parts.
+template <class T>
+Runs<T> runs_of(const WinogradCut& cut, bool parts, int64_t channels, Layout layout) {
+  typename Runs<T>::Axis axis[2];
+  for (int i = 0; i < 2; ++i) axis[i] = {parts ? cut.parts[i] : 1, cut.segments[i], cut.taps[i], cut.spread[i]};
+  return {axis[0], axis[1], channels, layout};
+}
 
 // The pixels that a row of tiles reads of one slice, from (y, x) on.
 template <class T>
@@ -130,13 +147,13 @@ template <class T>
 void fill_strip(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* strip) {
   using A = accumulate_t<T>;
   const int64_t channels = runs.channels, stride = runs.strip_stride();
-  const int64_t lines = runs.parts * row.lines, columns = runs.parts * row.columns;
-  const int64_t spread = runs.spread;
+  const int64_t lines = runs.axis[0].parts * row.lines, columns = runs.axis[1].parts * row.columns;
+  const int64_t spread = runs.axis[1].spread;
   const int64_t begin = std::clamp<int64_t>(divide_up(std::max<int64_t>(-row.x, 0), spread), 0, columns);
   const int64_t end = std::clamp<int64_t>(divide_up(std::max<int64_t>(row.width - row.x, 0), spread), begin, columns);
   for (int64_t i = 0; i < lines; ++i) {
     A* line = strip + i * columns * stride;
-    const int64_t y = row.y + i * spread;
+    const int64_t y = row.y + i * runs.axis[0].spread;
     const bool outside = y < 0 || y >= row.height;
     const int64_t from = outside ? columns : begin, to = outside ? columns : end;
     std::fill(line, line + from * stride, A(0));
@@ -170,20 +187,24 @@ void fill_strip(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* str
 template <class T, class Visit>
 void for_each_run(const TileRow<T>& row, const Runs<T>& runs, accumulate_t<T>* strip, const Visit& visit) {
   using A = accumulate_t<T>;
-  const int64_t parts = runs.parts;
+  const auto &along_y = runs.axis[0], &along_x = runs.axis[1];
   if (!runs.read_in_place()) fill_strip(row, runs, strip);
+  const int64_t across = runs.joined ? 1 : along_x.cells();
   for (int64_t run = 0; run < runs.count(); ++run) {
-    const int64_t y = runs.joined ? run : run / parts, x = runs.joined ? 0 : run % parts;
+    const int64_t y = along_y.offset(run / across), x = along_x.offset(run % across);
     if constexpr (std::is_same_v<T, A>)
       if (runs.read_in_place()) {
-        const int64_t line = row.width * row.pixel, step = parts * runs.spread;
-        visit(run, TileSource<A>{row.slice + (row.y + y) * line + (row.x + x) * row.pixel, step * line,
-                                 step * row.pixel, row.y + y, row.height, row.x + x, row.width, step, runs.channels});
+        const int64_t line = row.width * row.pixel, step_y = along_y.parts * along_y.spread,
+                      step = along_x.parts * along_x.spread;
+        const int64_t first_y = row.y + y * along_y.spread, first_x = row.x + x * along_x.spread;
+        visit(run, TileSource<A>{row.slice + first_y * line + first_x * row.pixel, step_y * line, step * row.pixel,
+                                 first_y, row.height, step_y, first_x, row.width, step, runs.channels});
         continue;
       }
-    const int64_t columns = parts * row.columns, stride = runs.strip_stride();
-    visit(run, TileSource<A>{strip + (y * columns + x) * stride, parts * columns * stride, parts * stride, y,
-                             parts * row.lines, x, columns, parts, round_up(runs.size(), lanes<A>)});
+    const int64_t columns = along_x.parts * row.columns, stride = runs.strip_stride();
+    visit(run, TileSource<A>{strip + (y * columns + x) * stride, along_y.parts * columns * stride,
+                             along_x.parts * stride, y, along_y.parts * row.lines, along_y.parts, x, columns,
+                             along_x.parts, round_up(runs.size(), lanes<A>)});
   }
 }
 

@@ -3,15 +3,18 @@
 //
 // F(m x m, R x R) with m + R = 7: a tile of m x m outputs reads 6x6 inputs and becomes 36 rows, one for each pair of
 // matrices. Per channel pair that is 36 multiplications instead of 144 for 3x3 kernels (m = 4), 100 for 5x5 (m = 2).
-// Strided kernels see parts of the image (conv_winograd_source.h): per channel, 7x7 with stride 2 takes 4 x 36
-// multiplications for 3x3 outputs instead of 441. Backward input computes the parts of what it writes from one and the
-// same tile of grad_output, each with a panel of weights of its own.
+// Kernels of one line of taps, 1x3 or 3x1, have tiles of 4 outputs and 6 rows: 6 multiplications instead of 12.
+// Strided kernels see parts of the image, long ones segments of R taps (../winograd_cut.h): per channel, 7x7 with
+// stride 2 takes 4 x 36 multiplications for 3x3 outputs instead of 441, and so it does with stride 1. Backward input
+// computes the parts of what it writes from one and the same tile of grad_output, each with a panel of weights of its
+// own.
 // 3x3 with stride 2, F(4x4, 2x2) by halves: a tile of 4x4 outputs reads 9x9 inputs and becomes 9x9 rows, 81
 // multiplications instead of 144; 25 pairs of matrices have one row per tile, 10 have 4 and one has 16. Backward input
 // reads 5x5 and writes 8x8.
 //
 // Cost: so many multiplications (with 3x3 kernels, less at borders than whole tiles would take) plus the transforms;
-// worth it from about 16 channels with stride 1, 32 with stride 2; parts count as channels.
+// worth it from about 16 channels with stride 1, 32 with stride 2, 100 with one line of taps; parts and segments count
+// as channels.
 //
 // Limits: error of max|reference| in float32: 1.2e-6 to 4e-6, by halves 0.3e-6 to 0.9e-6. NaN and Inf spread over their
 // tile.
@@ -34,7 +37,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       const int64_t padding = t_.geometry.padding[axis + 1];
       first_[axis] = forward_       ? -padding
                      : Cut::kHalves ? (padding + 1) / 2 - 1
-                                    : padding / parts_ - this->spread_ * (R - 1);
+                                    : padding / cut_.parts[axis] - cut_.spread[axis] * reads(axis, 0);
       middle_[axis] = forward_ || padding % 2 == 0 ? 1 : 0;
       outer_pixel_[axis] = padding % 2;
     }
@@ -42,19 +45,22 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   }
 
  private:
-  using Base::block_tiles_, Base::forward_, Base::last_, Base::outputs_, Base::parts_, Base::row_stride_, Base::runs_,
+  using Base::block_tiles_, Base::cut_, Base::forward_, Base::last_, Base::outputs_, Base::row_stride_, Base::runs_,
       Base::shallow_, Base::t_;
   using typename Base::Block, typename Base::Scratch, typename Base::Strip;
   using Rows = TileRows<Cut>;
   using Tile = typename Rows::Tile;
-  static constexpr int M = Cut::M, R = Cut::R, kLines = Cut::kLines, kMatrices = Rows::kMatrices;
+  static constexpr int My = Cut::M[0], Mx = Cut::M[1], kLines = Cut::kLines[1];
   static constexpr int kPairs = Cut::kHalves ? 2 : 1;  // pixels that an output may be, along an axis
   static constexpr int64_t kBlockTiles = Cut::kHalves ? 24 : 48, kFewTiles = Cut::kHalves ? 64 : 128;
 
+  // Positions along an axis that `tiles` tiles read; those of none are the taps but one.
+  int64_t reads(int axis, int64_t tiles) const {
+    return runs_.axis[axis].positions((Cut::kHalves && forward_ ? 2 : 1) * Cut::M[axis] * tiles);
+  }
   int64_t strip_size(int64_t tiles) const {
-    const int64_t step = Cut::kHalves && forward_ ? 2 : 1;
-    return std::max(runs_.strip_size(step * M + R - 1, step * M * tiles + R - 1),
-                    last_ ? 0 : tiles * kPairs * M * kPairs * M * kPanel<A>);
+    return std::max(runs_.strip_size(reads(0, 1), reads(1, tiles)),
+                    last_ ? 0 : tiles * kPairs * My * kPairs * Mx * kPanel<A>);
   }
   typename Rows::Strip rows_at(Block block, const Strip& strip) const {
     return tile_rows_.strip_at(block.begin, block.begin + strip.tile, block_tiles_);
@@ -70,7 +76,9 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
 
   template <int Step>
   void transform_strip(int64_t group, Block block, const Strip& strip, A* input, const Scratch& s) const {
-    const int64_t step = Step * runs_.parts * runs_.spread;
+    const auto &along_y = runs_.axis[0], &along_x = runs_.axis[1];
+    const int64_t first_y = strip.y * Step * along_y.parts * along_y.spread + first_[0];
+    const int64_t first_x = strip.x * Step * along_x.parts * along_x.spread + first_[1];
     const auto rows = rows_at(block, strip);
     // The taps along z in their order: whole vectors are written, so the last of one may reach into the next.
     for (int64_t tap = 0; tap < t_.geometry.kernel[0]; ++tap) {
@@ -80,14 +88,13 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
         input += runs_.count() * runs_.size();
         continue;
       }
-      const auto row = tile_row(t_.read, runs_, t_.geometry.groups, group, t_.read_size, strip.image, slice,
-                                strip.y * step + first_[0], strip.x * step + first_[1], Step * M + R - 1,
-                                Step * M * strip.tiles + R - 1);
+      const auto row = tile_row(t_.read, runs_, t_.geometry.groups, group, t_.read_size, strip.image, slice, first_y,
+                                first_x, reads(0, 1), reads(1, strip.tiles));
       for_each_run(row, runs_, s.strip, [&](int64_t, auto source) {
         const RowBlocks<A> place{input, row_stride_, 0, row_stride_, row_stride_, 0};
         tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t) {
           transform_input_tile<A, Cut, Step>(tile, source, middle_, place);
-          source.advance(Step * M);
+          source.advance(Step * Mx);
         });
         input += runs_.size();
       });
@@ -108,8 +115,8 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
                 bool accumulate, const Scratch& s) const {
     const int vectors = this->width_of(panel) / lanes<A>;
     const auto begin = tile_rows_.position(block.begin), end = tile_rows_.position(block.begin + block.tiles);
-    for (int y = 0; y < kMatrices; ++y)
-      for (int x = 0; x < kMatrices; ++x, u += point_stride) {
+    for (int y = 0; y < Cut::kMatrices[0]; ++y)
+      for (int x = 0; x < Cut::kMatrices[1]; ++x, u += point_stride) {
         const int64_t first = Rows::first_row(y, x, block_tiles_);
         const int64_t count = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, begin);
         this->multiply_rows(input + first * row_stride_, u, depth, vectors, count, accumulate,
@@ -126,9 +133,9 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   Pixels pixels_of(int axis, int64_t panel, const Strip& strip, int64_t output, int64_t outputs) const {
     const int64_t size = t_.written_size[axis + 1];
     if (writes_pairs_) return {2 * output, 1, 0, std::min(2 * outputs, size - 2 * output)};
-    const int64_t step = forward_ ? this->spread_ : this->spread_ * parts_;
+    const int64_t parts = forward_ ? 1 : cut_.parts[axis], step = cut_.spread[axis] * parts;
     int64_t first = step * output + strip.image.residue[axis];
-    if (!forward_) first += this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts_;
+    if (!forward_) first += this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts;
     return {first, step, first < 0, std::min(outputs, divide_up(size - first, step))};
   }
 
@@ -137,11 +144,11 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     const int64_t first = this->first_column(panel);
     const int64_t columns = std::min<int64_t>(kPanel<A>, t_.written_channels - first);
     const int64_t stride = t_.written_channels * t_.geometry.groups;
-    const Pixels y = pixels_of(0, panel, strip, strip.y, M);
+    const Pixels y = pixels_of(0, panel, strip, strip.y, My);
     const auto rows = rows_at(block, strip);
     // Products of few channels are computed here, for some tiles and filters at a time.
     const int64_t together = shallow_ ? Shallow<A>::kVectors * lanes<A> : kPanel<A>;
-    const int64_t size = writes_pairs_ ? 2 * M : M, pitch = strip.tiles * size;
+    const int64_t size = writes_pairs_ ? 2 * Mx : Mx, pitch = strip.tiles * size;
     vec<A> half[Base::kMayBeShallow ? Shallow<A>::kTiles * Shallow<A>::kVectors * kHalf : 1];
     T* image = t_.written + (strip.image.n * t_.written_size[0] + strip.image.slice) * height * width * stride +
                group * t_.written_channels + first;
@@ -149,13 +156,13 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
         t_.written +
             ((strip.image.n * stride + group * t_.written_channels + first) * t_.written_size[0] + strip.image.slice) *
                 height * width,
-        t_.written_pixels(), width, y, pixels_of(1, panel, strip, strip.x, strip.tiles * M)};
+        t_.written_pixels(), width, y, pixels_of(1, panel, strip, strip.x, strip.tiles * Mx)};
     for (int64_t k = 0; k < columns; k += together) {
       const Columns some{k, std::min(columns, k + together), columns};
       tile_rows_.for_each_tile(rows, strip.tiles, [&](const Tile& tile, int64_t index) {
         const vec<A>* sums = shallow_ ? multiply_columns(tile, index, group, panel, some, s, half) : nullptr;
         if (last_) {
-          const Pixels x = pixels_of(1, panel, strip, strip.x + index * M, M);
+          const Pixels x = pixels_of(1, panel, strip, strip.x + index * Mx, Mx);
           untransform_tile(tile, sums, some, t_.epilogue, image + (y.first * width + x.first) * stride,
                            y.step * width * stride, x.step * stride, y, x, s);
         } else {
@@ -218,7 +225,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
     return nullptr;
   }
 
-  static constexpr int kHalf = kPairs * M * kLines;
+  static constexpr int kHalf = kPairs * My * kLines;
 
   // The outputs of one tile, plus the bias, through the epilogue, `line` and `pixel` elements apart; from sums
   // transformed along y, or null: from the products.
@@ -234,11 +241,11 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       else
         untransform_columns(tile, s.product + k, buffer);
       const vec<A> start = load(s.bias + k);
-      with_outputs<Cut>(tile.outputs[1], [&](auto outputs) {
+      with_outputs<Cut, 1>(tile.outputs[1], [&](auto outputs) {
         constexpr int m = outputs();
         for (int64_t i = y.begin; i < y.end; ++i) {
           vec<A> output[kPairs * m];
-          combine<m>(half + i * kLines, outer_pixel_[1], output, 1);
+          combine<1, m>(half + i * kLines, outer_pixel_[1], output, 1);
           U* target = corner + i * line + k;
           CONVLAB_UNROLL for (int j = 0; j < kPairs * m; ++j, target += pixel) {
             if (j < x.begin || j >= x.end) continue;
@@ -254,19 +261,20 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   }
 
   void untransform_columns(const Tile& tile, const A* product, vec<A>* half) const {
-    with_outputs<Cut>(tile.outputs[0], [&](auto outputs) {
-      constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + R - 1;
+    with_outputs<Cut, 0>(tile.outputs[0], [&](auto outputs) {
+      constexpr int m = outputs(), count = Cut::kHalves ? 2 * m + 1 : m + Cut::R[0] - 1;
       for (int j = 0; j < tile.lines(1); ++j) {
         vec<A> row[count];
         CONVLAB_UNROLL for (int i = 0; i < count; ++i) row[i] = load(product + tile.row[i][j] * kPanel<A>);
-        combine<m>(row, outer_pixel_[0], half + j, kLines);
+        combine<0, m>(row, outer_pixel_[0], half + j, kLines);
       }
     });
   }
 
   // From the points, and the rows of the middle tap, to outputs: their sum forward, side by side in backward input.
-  template <int Outputs>
+  template <int Axis, int Outputs>
   CONVLAB_INLINE void combine(const vec<A>* row, int64_t outer_pixel, vec<A>* y, int y_step) const {
+    constexpr int R = Cut::R[Axis];
     if constexpr (!Cut::kHalves) {
       transform<OutputTransform<Outputs, R>, A>(row, 1, y, y_step);
     } else {

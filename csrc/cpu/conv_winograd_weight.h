@@ -23,23 +23,27 @@ class WinogradWeight {
   explicit WinogradWeight(const ConvArguments<T>& arguments)
       : arguments_(arguments),
         g_(arguments.geometry),
-        spread_(g_.dilation[1]),
-        tile_rows_(divide_up(g_.output[1], spread_), divide_up(g_.output[2], spread_)),
-        runs_(Cut::kHalves ? 1 : g_.stride[1], spread_, g_.in_channels_per_group(), arguments.layout),
-        filter_runs_(1, spread_, g_.out_channels_per_group(), arguments.layout) {
+        cut_(winograd_cut(g_)),
+        tile_rows_(divide_up(g_.output[1], cut_.spread[0]), divide_up(g_.output[2], cut_.spread[1])),
+        runs_(runs_of<T>(cut_, true, g_.in_channels_per_group(), arguments.layout)),
+        filter_runs_({1, 1, 1, cut_.spread[0]}, {1, 1, 1, cut_.spread[1]}, g_.out_channels_per_group(),
+                     arguments.layout) {
     last_ = arguments.layout == Layout::channels_last;
     run_channels_ = round_up(runs_.size(), lanes<A>);
-    channels_ = runs_.parts == 1 ? runs_.size() : runs_.count() * run_channels_;
+    channels_ = runs_.cells() == 1 ? runs_.size() : runs_.count() * run_channels_;
     filters_ = g_.out_channels_per_group();
-    for (int axis = 0; axis < 2; ++axis) tiles_[axis] = divide_up(divide_up(g_.output[axis + 1], spread_), M);
+    for (int axis = 0; axis < 2; ++axis)
+      tiles_[axis] = divide_up(divide_up(g_.output[axis + 1], cut_.spread[axis]), Cut::M[axis]);
     slices_ = g_.kernel[0];
-    lines_ = g_.batch * g_.output[0] * spread_ * spread_ * tiles_[0];
-    // A round is whole lines of tiles; with few channels, more of them fit into the cache.
+    pieces_ = divide_up(tiles_[1], kLineTiles);
+    line_tiles_ = divide_up(tiles_[1], pieces_);
+    lines_ = g_.batch * g_.output[0] * cut_.spread[0] * cut_.spread[1] * tiles_[0] * pieces_;
+    // A round is whole lines of tiles, or pieces of long ones; with few channels, more of them fit into the cache.
     const int64_t round_tiles = std::max(kRoundTiles, kRoundTiles * kRoundChannels / (channels_ + filters_));
-    round_lines_ = std::min(lines_, std::max<int64_t>(1, round_tiles / tiles_[1]));
+    round_lines_ = std::min(lines_, std::max<int64_t>(1, round_tiles / line_tiles_));
     rounds_ = divide_up(lines_, round_lines_);
     round_lines_ = divide_up(lines_, rounds_);
-    room_ = round_lines_ * tiles_[1] | 1;
+    room_ = round_lines_ * line_tiles_ | 1;
     channel_blocks_ = divide_up(channels_, lanes<A>);
     panels_ = divide_up(filters_, kPanel<A>);
     // Large blocks read the transformed tensors less often; how they are cut does not change a sum.
@@ -90,14 +94,14 @@ class WinogradWeight {
     const A* input = shared.input + (block.group * slices_ + block.slice) * channel_blocks_ * pitch(lanes<A>);
     const A* gradient = shared.gradient + (block.group * panels_ + block.panel) * pitch(kPanel<A>);
     const auto begin = tile_rows_.position(round_begin());
-    const auto end = tile_rows_.position(std::min(lines_, (arguments_.round + 1) * round_lines_) * tiles_[1]);
+    const auto end = tile_rows_.position(first_tile(std::min(lines_, (arguments_.round + 1) * round_lines_)));
     const A* row[kTileRows];
     A* output[kTileRows];
     TileProduct<A> product;
     product.rows = row;
     product.outputs = output;
-    for (int y = 0; y < N; ++y)
-      for (int x = 0; x < N; ++x) {
+    for (int y = 0; y < Ny; ++y)
+      for (int x = 0; x < Nx; ++x) {
         const int64_t depth = tile_rows_.rows_before(y, x, end) - tile_rows_.rows_before(y, x, begin);
         for (int64_t done = 0; done == 0 || done < depth; done += kDepth) {  // sums of no rows are zeros
           const int64_t first = Rows::first_row(y, x, room_) + done;
@@ -110,7 +114,7 @@ class WinogradWeight {
             for (int64_t r = 0; r < height; ++r) {
               const int64_t channel = block.first_channel + top + r;
               row[r] = input + channel / lanes<A> * pitch(lanes<A>) + first * lanes<A> + channel % lanes<A>;
-              output[r] = sums + ((y * N + x) * block_channels_ + top + r) * kPanel<A>;
+              output[r] = sums + ((y * Nx + x) * block_channels_ + top + r) * kPanel<A>;
             }
             tile_kernel<A, lanes<A>>(static_cast<int>(height), width / lanes<A>)(product);
           }
@@ -121,11 +125,13 @@ class WinogradWeight {
 
  private:
   using Rows = TileRows<Cut>;
-  static constexpr int M = Cut::M, R = Cut::R, N = Rows::kMatrices, kTaps = Cut::kTaps;
+  static constexpr int My = Cut::M[0], Mx = Cut::M[1], Ny = Cut::kMatrices[0], Nx = Cut::kMatrices[1];
+  static constexpr int Ry = Cut::kTaps[0], Rx = Cut::kTaps[1], kTaps = Ry * Rx;
   static constexpr int kStep = Cut::kHalves ? 2 : 1;  // pixels of a run read per output, along an axis
-  static constexpr int64_t kRoundTiles = Cut::kHalves ? 64 : 128, kRoundChannels = 128;
+  static constexpr int64_t kRoundTiles = (Cut::kHalves ? 64 : 128) * kTilesOf36Rows<Cut>, kRoundChannels = 128;
+  static constexpr int64_t kLineTiles = 128;   // transformed at a time: their strip buffer is in L2
   static constexpr int64_t kBlockVectors = 2;  // of channels in a block: its sums stay in L2
-  static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps * kTaps, lanes<A>);
+  static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps, lanes<A>);
 
   struct Shared {
     A* input;     // [group][tap along z][channel/lanes][row][lane]
@@ -147,13 +153,18 @@ class WinogradWeight {
     A* weights;  // [weight of a filter][filter of the panel] of some channels, then transposed
   };
   Scratch carve(Carver& carver) const {
-    const int64_t input = runs_.strip_size(kStep * M + R - 1, tiles_[1] * kStep * M + R - 1);
-    const int64_t gradient = filter_runs_.strip_size(M, tiles_[1] * M);
+    const int64_t input = runs_.strip_size(reads(0, 1), reads(1, line_tiles_));
+    const int64_t gradient = filter_runs_.strip_size(My, line_tiles_ * Mx);
     return {carver.take<A>(std::max(input, gradient)), carver.take<A>(rounds_ == 1 ? sums_size() : 0),
             carver.take<A>(2 * lanes<A> * kFilterPitch)};
   }
-  int64_t sums_size() const { return N * N * block_channels_ * kPanel<A>; }
-  int64_t round_begin() const { return arguments_.round * round_lines_ * tiles_[1]; }
+  // Positions of the input along an axis that so many tiles read.
+  int64_t reads(int axis, int64_t tiles) const { return runs_.axis[axis].positions(kStep * Cut::M[axis] * tiles); }
+  int64_t sums_size() const { return Ny * Nx * block_channels_ * kPanel<A>; }
+  int64_t first_tile(int64_t line) const { return line / pieces_ * tiles_[1] + first_column(line); }
+  int64_t first_column(int64_t line) const { return line % pieces_ * line_tiles_; }
+  int64_t tiles_of(int64_t line) const { return std::min(line_tiles_, tiles_[1] - first_column(line)); }
+  int64_t round_begin() const { return first_tile(arguments_.round * round_lines_); }
   // Elements between the rows of blocks of `width` channels or filters; off a power of two.
   int64_t pitch(int64_t width) const { return (Rows::kRows * room_ + 1) * width; }
 
@@ -169,15 +180,17 @@ class WinogradWeight {
   // ---- transforms of a line of tiles
 
   void transform_input(int64_t group, int64_t tap, int64_t line, const Scratch& s) const {
-    constexpr int64_t step = kStep * M, middle[2] = {1, 1};
+    constexpr int64_t middle[2] = {1, 1};
     A* target = carve_shared().input + (group * slices_ + tap) * channel_blocks_ * pitch(lanes<A>);
     const WinogradImage image = image_of(line);
     const int64_t slice = read_slice(g_, Pass::backward_weight, image.slice, tap);
     if (slice < 0) return clear_rows(target, line);
-    const int64_t y = line % tiles_[0] * step * runs_.parts * spread_ - g_.padding[1];
-    const auto row = tile_row(arguments_.input, runs_, g_.groups, group, g_.input, image, slice, y, -g_.padding[2],
-                              step + R - 1, tiles_[1] * step + R - 1);
-    visit_tiles(row, runs_, line, step, s, [&](const Tile& tile, int64_t run, const TileSource<A>& source) {
+    const auto &along_y = runs_.axis[0], &along_x = runs_.axis[1];
+    const int64_t y = line / pieces_ % tiles_[0] * kStep * My * along_y.parts * along_y.spread - g_.padding[1];
+    const int64_t x = first_column(line) * kStep * Mx * along_x.parts * along_x.spread - g_.padding[2];
+    const auto row = tile_row(arguments_.input, runs_, g_.groups, group, g_.input, image, slice, y, x, reads(0, 1),
+                              reads(1, tiles_of(line)));
+    visit_tiles(row, runs_, line, kStep * Mx, s, [&](const Tile& tile, int64_t run, const TileSource<A>& source) {
       A* to = target + run * run_channels_ / lanes<A> * pitch(lanes<A>);
       transform_input_tile<A, Cut, kStep>(tile, source, middle,
                                           RowBlocks<A>{to, lanes<A>, pitch(lanes<A>), lanes<A>, channels_, 0});
@@ -185,8 +198,8 @@ class WinogradWeight {
   }
 
   void clear_rows(A* target, int64_t line) const {
-    const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
-    tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
+    const auto strip = tile_rows_.strip_at(round_begin(), first_tile(line), room_);
+    tile_rows_.for_each_tile(strip, tiles_of(line), [&](const Tile& tile, int64_t) {
       for (int64_t block = 0; block < channel_blocks_; ++block)
         for (int i = 0; i < tile.lines(0); ++i)
           for (int j = 0; j < tile.lines(1); ++j)
@@ -198,24 +211,27 @@ class WinogradWeight {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
     const WinogradImage image = image_of(line);
     const auto row = tile_row(arguments_.output, filter_runs_, g_.groups, group, g_.output, image, image.slice,
-                              line % tiles_[0] * M * spread_, 0, M, tiles_[1] * M);
+                              line / pieces_ % tiles_[0] * My * cut_.spread[0],
+                              first_column(line) * Mx * cut_.spread[1], My, tiles_of(line) * Mx);
     const int64_t last = (panels_ - 1) * kPanel<A>;
     const RowBlocks<A> place{target,    kPanel<A>, pitch(kPanel<A>),
                              kPanel<A>, last,      panel_width<A>(filters_, panels_ - 1)};
-    visit_tiles(row, filter_runs_, line, M, s, [&](const Tile& tile, int64_t, const TileSource<A>& source) {
+    visit_tiles(row, filter_runs_, line, Mx, s, [&](const Tile& tile, int64_t, const TileSource<A>& source) {
       transform_gradient_tile<A, Cut>(tile, source, place);
     });
   }
 
-  WinogradImage image_of(int64_t line) const { return winograd_image(line / tiles_[0], g_.output[0], spread_); }
+  WinogradImage image_of(int64_t line) const {
+    return winograd_image(line / pieces_ / tiles_[0], g_.output[0], cut_.spread);
+  }
 
   // Calls visit(tile, run, source) for each tile of a line; tiles are `step` pixels of a run apart.
   template <class Visit>
   void visit_tiles(const TileRow<T>& row, const Runs<T>& runs, int64_t line, int64_t step, const Scratch& s,
                    const Visit& visit) const {
-    const auto strip = tile_rows_.strip_at(round_begin(), line * tiles_[1], room_);
+    const auto strip = tile_rows_.strip_at(round_begin(), first_tile(line), room_);
     for_each_run(row, runs, s.strip, [&](int64_t run, auto source) {
-      tile_rows_.for_each_tile(strip, tiles_[1], [&](const Tile& tile, int64_t) {
+      tile_rows_.for_each_tile(strip, tiles_of(line), [&](const Tile& tile, int64_t) {
         visit(tile, run, source);
         source.advance(step);
       });
@@ -228,66 +244,69 @@ class WinogradWeight {
   // transposed, so that every filter's weights are written as they lie in memory.
   void store_weights(const Block& block, const A* sums, A* weights) const {
     const int width = panel_width<A>(filters_, block.panel);
-    const bool taps_together = arguments_.weight_stride_tap == 1 || runs_.parts > 1;
+    const bool apart = runs_.cells() > 1 || g_.kernel[1] * g_.kernel[2] != kTaps;
+    const bool taps_together = arguments_.weight_stride_tap == 1 || apart;
     A* transposed = weights + lanes<A> * kFilterPitch;
     for (int lane = 0; lane < width; lane += lanes<A>)
       for (int64_t begin = 0; begin < block.channels; begin += lanes<A>) {
         const int64_t channels = std::min<int64_t>(lanes<A>, block.channels - begin);
         for (int64_t c = 0; c < channels; ++c) {
-          vec<A> half[kTaps * N], w[kTaps * kTaps];
-          for (int x = 0; x < N; ++x) {
-            vec<A> u[N];
-            CONVLAB_UNROLL for (int y = 0; y < N; ++y) u[y] =
-                load(sums + ((y * N + x) * block_channels_ + begin + c) * kPanel<A> + lane);
-            transform<WeightAdjoint<Cut>, A>(u, 1, half + x, N);
+          vec<A> half[Ry * Nx], w[kTaps];
+          for (int x = 0; x < Nx; ++x) {
+            vec<A> u[Ny];
+            CONVLAB_UNROLL for (int y = 0; y < Ny; ++y) u[y] =
+                load(sums + ((y * Nx + x) * block_channels_ + begin + c) * kPanel<A> + lane);
+            transform<WeightAdjoint<Cut, 0>, A>(u, 1, half + x, Nx);
           }
-          CONVLAB_UNROLL for (int y = 0; y < kTaps; ++y)
-              transform<WeightAdjoint<Cut>, A>(half + y * N, 1, w + y * kTaps, 1);
-          for (int tap = 0; tap < kTaps * kTaps; ++tap)
-            store(weights + (taps_together ? c * kTaps * kTaps + tap : tap * channels + c) * lanes<A>, w[tap]);
+          CONVLAB_UNROLL for (int y = 0; y < Ry; ++y)
+              transform<WeightAdjoint<Cut, 1>, A>(half + y * Nx, 1, w + y * Rx, 1);
+          for (int tap = 0; tap < kTaps; ++tap)
+            store(weights + (taps_together ? c * kTaps + tap : tap * channels + c) * lanes<A>, w[tap]);
         }
-        transpose_matrix(weights, lanes<A>, channels * kTaps * kTaps, lanes<A>, transposed, kFilterPitch);
-        if (runs_.parts > 1) {
-          store_parts(block, begin, lane, transposed);
+        transpose_matrix(weights, lanes<A>, channels * kTaps, lanes<A>, transposed, kFilterPitch);
+        if (apart) {
+          store_cells(block, begin, lane, transposed);
           continue;
         }
         const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
         T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
                     (block.first_channel + begin) * arguments_.weight_stride_channel +
-                    block.slice * kTaps * kTaps * arguments_.weight_stride_tap;
+                    block.slice * kTaps * arguments_.weight_stride_tap;
         const Epilogue<T> plain;
         for (int64_t k = 0; k < count; ++k, target += arguments_.weight_stride_filter())
           if (taps_together && slices_ == 1)
-            plain.store_row(target, transposed + k * kFilterPitch, channels * kTaps * kTaps);
+            plain.store_row(target, transposed + k * kFilterPitch, channels * kTaps);
           else if (taps_together)
             for (int64_t c = 0; c < channels; ++c)
-              plain.store_row(target + c * arguments_.weight_stride_channel,
-                              transposed + k * kFilterPitch + c * kTaps * kTaps, kTaps * kTaps);
+              plain.store_row(target + c * arguments_.weight_stride_channel, transposed + k * kFilterPitch + c * kTaps,
+                              kTaps);
           else
-            for (int tap = 0; tap < kTaps * kTaps; ++tap)
+            for (int tap = 0; tap < kTaps; ++tap)
               plain.store_row(target + tap * arguments_.weight_stride_tap,
                               transposed + k * kFilterPitch + tap * channels, channels);
       }
   }
 
-  // With parts, the taps of a vector of channels, [filter][channel][tap of the part], lie apart in the kernel.
-  void store_parts(const Block& block, int64_t begin, int lane, const A* transposed) const {
+  // The taps of a vector of channels, [filter][channel][tap of the cell], lie apart in the kernel.
+  void store_cells(const Block& block, int64_t begin, int lane, const A* transposed) const {
     const int64_t first = block.panel * kPanel<A> + lane, count = std::min<int64_t>(lanes<A>, filters_ - first);
-    const int64_t parts = runs_.parts, run = (block.first_channel + begin) / run_channels_;
+    const int64_t run = (block.first_channel + begin) / run_channels_;
     const int64_t in_run = (block.first_channel + begin) % run_channels_;
+    const auto &along_y = runs_.axis[0], &along_x = runs_.axis[1];
+    const int64_t across = runs_.joined ? 1 : along_x.cells();
     for (int64_t c = 0; c < std::min<int64_t>(lanes<A>, runs_.size() - in_run); ++c) {
-      const int64_t part_y = runs_.joined ? run : run / parts;
-      const int64_t part_x = runs_.joined ? (in_run + c) / runs_.channels : run % parts;
+      const int64_t channel = in_run + c, first_y = along_y.offset(run / across);
+      const int64_t first_x = along_x.offset(runs_.joined ? channel / runs_.channels : run % across);
       T* target = arguments_.weight + (block.group * filters_ + first) * arguments_.weight_stride_filter() +
-                  (in_run + c) % runs_.channels * arguments_.weight_stride_channel +
+                  channel % runs_.channels * arguments_.weight_stride_channel +
                   block.slice * g_.kernel[1] * g_.kernel[2] * arguments_.weight_stride_tap;
-      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int64_t y = tap / kTaps * parts + part_y, x = tap % kTaps * parts + part_x;
+      for (int tap = 0; tap < kTaps; ++tap) {
+        const int64_t y = first_y + tap / Rx * along_y.parts, x = first_x + tap % Rx * along_x.parts;
         if (y >= g_.kernel[1] || x >= g_.kernel[2]) continue;
         T* to = target + (y * g_.kernel[2] + x) * arguments_.weight_stride_tap;
         for (int64_t k = 0; k < count; ++k)
           Epilogue<T>{}.store_one(to + k * arguments_.weight_stride_filter(),
-                                  transposed[k * kFilterPitch + c * kTaps * kTaps + tap]);
+                                  transposed[k * kFilterPitch + c * kTaps + tap]);
       }
     }
   }
@@ -295,13 +314,13 @@ class WinogradWeight {
   using Tile = typename Rows::Tile;
   const ConvArguments<T>& arguments_;
   const ConvGeometry& g_;
-  int64_t spread_;  // the dilation
+  WinogradCut cut_;
   Rows tile_rows_;
   Runs<T> runs_, filter_runs_;  // of the input and of grad_output
   bool last_;
   int64_t slices_;                   // of the kernel: taps along z
-  int64_t run_channels_, channels_;  // with parts, runs are filled up to whole vectors
-  int64_t filters_, tiles_[2], lines_, round_lines_, rounds_, channel_blocks_, panels_;
+  int64_t run_channels_, channels_;  // of several cells, runs are filled up to whole vectors
+  int64_t filters_, tiles_[2], pieces_, line_tiles_, lines_, round_lines_, rounds_, channel_blocks_, panels_;
   int64_t room_;  // for tiles of a round; odd, or the rows of a tile would share cache sets
   int64_t block_channels_, blocks_;
 };

@@ -244,7 +244,7 @@ void run_on_cuda(Call call, std::string_view name) {
 
 void run(Call call, std::string_view name) {
   if (runs_on_cuda(call.written())) return run_on_cuda(std::move(call), name);
-  if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
+  if (join_axes(call.geometry)) call.layout = Layout::channels_last;
   dispatch_dtype(call.written().scalar_type(), "convolution", [&](auto type) {
     using T = decltype(type);
     const auto arguments = cpu_arguments<T>(call);
@@ -345,7 +345,7 @@ Tensor convolution_pack(const Tensor& input, const Tensor& weight, IntArrayRef s
   const Layout layout = joint_layout(input, weight);
   Call call{Pass::forward, geometry, layout, input, weight, empty_in_layout(size, input, layout), std::nullopt};
   call.packed = packed;
-  if (join_pixels(call.geometry)) call.layout = Layout::channels_last;
+  if (join_axes(call.geometry)) call.layout = Layout::channels_last;
   dispatch_dtype(input.scalar_type(), "convolution", [&](auto type) {
     const auto arguments = cpu_arguments<decltype(type)>(call);
     packed = pack_weight(algorithm_for(call, arguments, algorithm), arguments);
