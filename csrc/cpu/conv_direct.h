@@ -7,6 +7,7 @@
 // thread some spread lines, at most kSpreadBytes or a kernel's height of them. Limits: every read channel of a group is
 // a permutation and a load for each 16 written channels: with many channels per group a matrix product does better.
 #pragma once
+#include "conv_direct_groups.h"
 #include "conv_direct_weight.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -214,6 +215,7 @@ struct Direct {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     if (arguments.pass == Pass::backward_weight) return body(DirectWeight<T>(arguments));
+    if (DirectGroups<T>::suits(arguments)) return body(DirectGroups<T>(arguments));
     return body(DirectTransfer<T>(arguments));
   }
 };

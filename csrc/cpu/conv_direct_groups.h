@@ -1,0 +1,288 @@
+// Direct convolution, forward and backward input, of groups whose written channels fill vectors; both memory formats.
+//
+// Idea: all lanes of a vector belong to one group and so read the same channels: an element that is read is broadcast,
+// and multiplies a vector of weights. Lines of some groups are copied side by side into a strip whose pixels are a
+// constant apart, so that a tile of 12 pixels (AVX2) needs one pointer instead of one per pixel and tap, and has no
+// borders to look at. Cost: multiply_adds(), one load more than multiply-adds per vector of weights, and copying the
+// lines. Memory: per thread a strip of at most kStripBytes or a kernel's height. Limits: at most kMostReads channels
+// per group are read; a last vector that is not full leaves lanes idle.
+#pragma once
+#include "conv_gather.h"
+#include "conv_lines.h"
+#include "conv_panels.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+// Where a tap finds its first pixel in the strip, and its weights in a panel, in rows.
+struct StripTap {
+  int64_t source, row;
+};
+
+template <class A>
+struct GroupStrip {
+  static constexpr int64_t kMostReads = 64;
+  static constexpr int64_t kPitch = kMostReads + lanes<A>;  // from pixel to pixel; off a power of two
+  static constexpr int kSums = kTileRows * kTileVectors;
+
+  // out[pixel * out_pitch + column] = start[column] + sums of Pixels pixels, which read pixels Step, or `step`, apart.
+  template <int Pixels, int Vectors, int Step>
+  static void sum_tile(const A* line, const StripTap* taps, int64_t count, int64_t reads, const A* weights,
+                       int64_t step, const A* start, A* out, int64_t out_pitch) {
+    vec<A> sum[Pixels][Vectors];
+    CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] =
+        load(start + v * lanes<A>);
+    const int64_t pitch = (Step ? Step : step) * kPitch;
+    for (const StripTap* tap = taps; tap < taps + count; ++tap) {
+      const A* source = line + tap->source;
+      const A* weight = weights + tap->row * Vectors * lanes<A>;
+      for (int64_t c = 0; c < reads; ++c, weight += Vectors * lanes<A>) {
+        vec<A> column[Vectors];
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+          column[v] = load(weight + v * lanes<A>);
+          pin(column[v]);
+        }
+        CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) {
+          vec<A> element = broadcast(source[p * pitch + c]);
+          pin(element);
+          CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = fma(element, column[v], sum[p][v]);
+        }
+      }
+    }
+    CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+        store(out + p * out_pitch + v * lanes<A>, sum[p][v]);
+  }
+
+  using Kernel = void (*)(const A*, const StripTap*, int64_t, int64_t, const A*, int64_t, const A*, A*, int64_t);
+  struct Tile {
+    int pixels;
+    Kernel kernel;
+  };
+
+  template <int Pixels, int Vectors>
+  static Tile tile_of(int64_t step) {
+    if (step == 1) return {Pixels, sum_tile<Pixels, Vectors, 1>};
+    if (step == 2) return {Pixels, sum_tile<Pixels, Vectors, 2>};
+    return {Pixels, sum_tile<Pixels, Vectors, 0>};
+  }
+  // The tile for a line of `columns` pixels: few loads and waits, few pixels too many.
+  template <int Vectors>
+  static Tile best_tile(int64_t columns, int64_t step) {
+    Tile best{};
+    int64_t least = INT64_MAX;
+    const auto consider = [&](auto size) {
+      constexpr int pixels = size();
+      if constexpr (pixels * Vectors <= kSums) {
+        const int64_t cost =
+            divide_up(columns, pixels) * std::max({pixels * Vectors, pixels + Vectors, 8});  // see kTileRows
+        if (cost < least) least = cost, best = tile_of<pixels, Vectors>(step);
+      }
+    };
+    [&]<int... Size>(std::integer_sequence<int, Size...>) {
+      (consider(std::integral_constant<int, Size>{}), ...);
+    }(std::integer_sequence<int, 14, 12, 10, 8, 7, 6, 5, 4>{});
+    return best;
+  }
+  static Tile best_tile(int vectors, int64_t columns, int64_t step) {
+    if constexpr (kTileVectors == 4) {
+      if (vectors == 4) return best_tile<4>(columns, step);
+      if (vectors == 3) return best_tile<3>(columns, step);
+    }
+    return vectors == 2 ? best_tile<2>(columns, step) : best_tile<1>(columns, step);
+  }
+};
+
+template <class T>
+class DirectGroups {
+ public:
+  using A = accumulate_t<T>;
+  using Strip = GroupStrip<A>;
+
+  static bool suits(const ConvArguments<T>& arguments) {
+    return arguments.written_channels() >= lanes<A> && arguments.read_channels() <= Strip::kMostReads;
+  }
+
+  explicit DirectGroups(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {
+    const ConvGeometry& g = t_.geometry;
+    last_ = arguments.layout == Layout::channels_last;
+    reads_ = t_.read_channels;
+    // Channels first, few planes are read at a time, many lines of each.
+    const int64_t wanted = last_ ? Strip::kMostReads : lanes<A>;
+    together_ = std::clamp<int64_t>(wanted / std::max<int64_t>(1, reads_), 1, g.groups);
+    const int64_t used_pitch = std::min(Strip::kPitch, round_up(together_ * reads_, 16));
+    blocks_ = divide_up(g.groups, together_);
+    weights_ = WeightPanels<T>(arguments_, t_, reads_, false);
+    const Phase phase = t_.phase(0);  // no other has more pixels
+    const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
+    segments_ = divide_up(columns, kSegment);
+    segment_ = divide_up(columns, segments_);
+    for (int64_t index = 0; index < t_.phase_count; ++index) {
+      const Phase each = t_.phase(index);
+      slots_ = std::max(slots_, slots(each.axis[2], segment_ + kMostPixels));
+      planes_read_ = std::max(planes_read_, each.axis[0].taps);
+      reach_ = std::max(reach_, each.axis[1].reach());
+    }
+    row_step_ = phase.axis[1].read_step;
+    planes_ = std::max<int64_t>(1, phase.axis[0].count);
+    const int64_t others = t_.phase_count * g.batch * blocks_ * planes_ * segments_;
+    strip_ = std::min(rows, kStrip);
+    while (strip_ > 1 && (strip_size() / Strip::kPitch * used_pitch * static_cast<int64_t>(sizeof(A)) > kStripBytes ||
+                          others * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
+      strip_ = divide_up(strip_, 2);
+    strips_ = divide_up(rows, strip_);
+  }
+
+  ConvPlan plan() const {
+    ConvPlan plan;
+    plan.pack_tasks = weights_.tasks();
+    plan.packed_bytes = weights_.bytes();
+    plan.run_tasks = t_.phase_count * t_.geometry.batch * blocks_ * planes_ * strips_ * segments_;
+    Carver count(nullptr);
+    carve(count);
+    plan.scratch_bytes = count.used();
+    return plan;
+  }
+
+  void pack(int64_t task) const { weights_.pack(task); }
+
+  // A strip of lines of one phase, image and block of groups.
+  void run(void* scratch, int64_t task) const {
+    Phase phase = t_.phase(task % t_.phase_count);  // fastest: phases differ in work
+    for (AxisPhase& axis : phase.axis) axis = axis.ascending();
+    task /= t_.phase_count;
+    PixelWalk pixel(phase, 0);
+    pixel.x = task % segments_ * segment_, pixel.y = task / segments_ % strips_ * strip_;
+    task /= segments_ * strips_;
+    pixel.z = task % planes_, pixel.n = task / planes_ / blocks_;
+    const int64_t first_group = task / planes_ % blocks_ * together_;
+    const int64_t groups = std::min(together_, t_.geometry.groups - first_group);
+    const int64_t rows = std::min(strip_, phase.axis[1].count - pixel.y);
+    const int64_t columns = std::min(segment_, phase.axis[2].count - pixel.x);
+    if (pixel.z >= phase.axis[0].count || rows <= 0 || columns <= 0) return;
+
+    Carver carver(scratch);
+    const Scratch s = carve(carver);
+    copy_lines(pixel, first_group, groups, rows, s.lines);
+    const int64_t taps = list_taps(phase, s.taps), step = phase.axis[2].read_step;
+    const auto tile_for = [&](int64_t panel) {
+      return Strip::best_tile(panel_width<A>(t_.written_channels, panel) / lanes<A>, columns, step);
+    };
+    const auto full = tile_for(0), last = tile_for(weights_.count() - 1);
+    for (int64_t row = 0; row < rows; ++row, ++pixel.y) {
+      const A* line = s.lines + row * phase.axis[1].read_step * line_size();
+      for (int64_t group = first_group; group < first_group + groups; ++group, line += reads_)
+        for (int64_t panel = 0; panel < weights_.count(); ++panel) {
+          const auto& tile = panel + 1 < weights_.count() ? full : last;
+          const Target target = target_of(pixel, group, panel);
+          t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
+          const auto sum = [&](int64_t x, A* out, int64_t out_pitch) {
+            tile.kernel(line + x * step * Strip::kPitch, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias,
+                        out, out_pitch);
+          };
+          int64_t x = 0;  // whole tiles go where they belong at once, if nothing else is to be done
+          if constexpr (std::is_same_v<T, A>)
+            if (last_ && !t_.epilogue.needed() && target.channels % lanes<A> == 0)
+              for (; x + tile.pixels <= columns; x += tile.pixels) sum(x, target.first + x * target.step, target.step);
+          const int64_t direct = x;
+          for (; x < columns; x += tile.pixels) sum(x, s.sums + (x - direct) * kPanel<A>, kPanel<A>);
+          store_line(target, direct, columns, s.sums);
+        }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMostPixels = 14;  // of a tile
+  static constexpr int64_t kSegment = 64;     // pixels of a line
+  static constexpr int64_t kStrip = 16;       // lines
+  static constexpr int64_t kStripBytes = int64_t{192} << 10;
+
+  struct Scratch {
+    A* lines;  // [tap along z][line][slot][channel of the block's groups]
+    A* sums;   // [pixel][column] of a line and a panel
+    A* bias;
+    StripTap* taps;
+  };
+  Scratch carve(Carver& carver) const {
+    return {carver.take<A>(strip_size()), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
+            carver.take<A>(kPanel<A>), carver.take<StripTap>(t_.geometry.taps())};
+  }
+
+  // Pixels that `columns` written ones of a line read.
+  static int64_t slots(const AxisPhase& axis, int64_t columns) {
+    return (columns - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
+  }
+  int64_t line_size() const { return slots_ * Strip::kPitch; }
+  int64_t lines_of(int64_t rows) const { return (rows - 1) * row_step_ + reach_; }
+  int64_t strip_size() const { return planes_read_ * lines_of(strip_) * line_size(); }
+
+  int64_t list_taps(const Phase& phase, StripTap* taps) const {
+    const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
+    StripTap* tap = taps;
+    for (int64_t jz = 0; jz < az->taps; ++jz)
+      for (int64_t jy = 0; jy < ay->taps; ++jy)
+        for (int64_t jx = 0; jx < ax->taps; ++jx)
+          *tap++ = {(jz * lines_of(strip_) + jy * ay->offset_step) * line_size() + jx * ax->offset_step * Strip::kPitch,
+                    t_.tap_index(az->tap(jz), ay->tap(jy), ax->tap(jx)) * reads_};
+    return tap - taps;
+  }
+
+  // What the strip reads, from its first written pixel on; zeros outside the tensor.
+  void copy_lines(const PixelWalk& pixel, int64_t first_group, int64_t groups, int64_t rows, A* lines) const {
+    const AxisPhase *az = &pixel.phase.axis[0], *ay = &pixel.phase.axis[1], *ax = &pixel.phase.axis[2];
+    const int64_t plane = t_.read_pixels(), height = t_.read_size[1], width = t_.read_size[2];
+    const int64_t channels = groups * reads_, all_channels = reads_ * t_.geometry.groups;
+    const int64_t x = pixel.x * ax->read_step + ax->offset_first;
+    const int64_t begin = std::clamp<int64_t>(-x, 0, slots_), end = std::clamp(width - x, begin, slots_);
+    const T* image = t_.read + pixel.n * plane * all_channels + first_group * reads_ * (last_ ? 1 : plane);
+    for (int64_t jz = 0; jz < az->taps; ++jz)
+      for (int64_t line = 0; line < (rows - 1) * row_step_ + ay->reach(); ++line) {
+        const int64_t z = pixel.z * az->read_step + az->offset(jz);
+        const int64_t y = pixel.y * ay->read_step + ay->offset_first + line;
+        A* to = lines + (jz * lines_of(strip_) + line) * line_size();
+        const bool outside = z < 0 || z >= t_.read_size[0] || y < 0 || y >= height || begin == end;
+        std::fill(to, to + (outside ? slots_ : begin) * Strip::kPitch, A(0));
+        if (outside) continue;
+        std::fill(to + end * Strip::kPitch, to + slots_ * Strip::kPitch, A(0));
+        const int64_t first = (z * height + y) * width + x + begin;
+        to += begin * Strip::kPitch;
+        if (last_)
+          for (int64_t i = 0; i < end - begin; ++i)
+            copy_span<1>(image + (first + i) * all_channels, 1, channels, to + i * Strip::kPitch);
+        else
+          for (int64_t c = 0; c < channels; c += lanes<A>)
+            transpose_matrix(image + c * plane + first, plane, std::min<int64_t>(lanes<A>, channels - c), end - begin,
+                             to + c, Strip::kPitch);
+      }
+  }
+
+  // Where a line of a panel goes.
+  struct Target {
+    T* first;
+    int64_t step, channels;  // from pixel to pixel; how many
+  };
+  Target target_of(const PixelWalk& pixel, int64_t group, int64_t panel) const {
+    const int64_t first = panel * kPanel<A>, count = std::min<int64_t>(kPanel<A>, t_.written_channels - first);
+    const int64_t channels = t_.written_channels * t_.geometry.groups, plane = t_.written_pixels();
+    const int64_t channel = group * t_.written_channels + first, at = pixel.written_pixel(t_.written_size);
+    const int64_t step = pixel.phase.axis[2].step;
+    if (last_) return {t_.written + (pixel.n * plane + at) * channels + channel, step * channels, count};
+    return {t_.written + (pixel.n * channels + channel) * plane + at, step, count};
+  }
+
+  void store_line(const Target& target, int64_t begin, int64_t end, const A* sums) const {
+    T* to = target.first + begin * target.step;
+    if (!last_)
+      return store_lines(t_.epilogue, sums, end - begin, target.channels, to, t_.written_pixels(), target.step);
+    for (int64_t i = begin; i < end; ++i, to += target.step, sums += kPanel<A>)
+      t_.epilogue.store_row(to, sums, target.channels);
+  }
+
+  const ConvArguments<T>& arguments_;
+  Transfer<T> t_;
+  bool last_;
+  int64_t reads_, together_, blocks_;  // channels of a group, groups of a block
+  int64_t segment_, segments_, strip_, strips_, planes_, row_step_;
+  int64_t slots_ = 1, planes_read_ = 0, reach_ = 1;  // the most that any phase needs
+  WeightPanels<T> weights_;
+};
+
+}  // namespace convlab::cpu::CONVLAB_ISA
