@@ -25,6 +25,7 @@ OPERATORS = {
         f"conv2d {name}": (lambda x, w, b, a=name: F.conv2d(x, w, b, 1, 1, algorithm=a), SIZE, (8, 8, 3, 3), VECTOR)
         for name in ("naive", "implicit_gemm", "winograd", "direct")
     },
+    "conv2d inner_product": (lambda x, w, b: F.conv2d(x, w, b, algorithm="inner_product"), SIZE, (8, 8, 1, 1), VECTOR),
     "conv2d strided": (lambda x, w: F.conv2d(x, w, None, 2, 1), SIZE, (8, 8, 3, 3)),
     "conv2d depthwise": (lambda x, w: F.conv2d(x, w, None, 1, 1, groups=8), SIZE, (8, 1, 3, 3)),
     "conv_transpose2d": (lambda x, w: F.conv_transpose2d(x, w, None, 2), SIZE, (8, 4, 2, 2)),
@@ -34,6 +35,11 @@ OPERATORS = {
     "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), SIZE),
     "adaptive_max_pool2d": (lambda x: F.adaptive_max_pool2d(x, 4), SIZE),
     "batch_norm": (lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), SIZE, VECTOR, VECTOR),
+    "batch_norm double backward": (
+        lambda x, g, w: torch.autograd.grad(
+            F.batch_norm_relu(x, None, None, w, None, training=True), x, g, create_graph=True
+        )[0], SIZE, SIZE, VECTOR,
+    ),
     "batch_norm_add_relu": (
         lambda x, y, w, b: F.batch_norm_add_relu(x, y, None, None, w, b, training=True), SIZE, SIZE, VECTOR, VECTOR,
     ),

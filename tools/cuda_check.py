@@ -37,12 +37,14 @@ SPILLS_ALLOWED = {
     "depthwise_pixels<": 96,  # addresses and sizes, outside of the loops over taps; so are the next two
     "direct_pixels<": 64,
     "weight_rows<": 48,
+    "write_double<double": 48,  # second derivative of batch norm: constants of the channel, loaded once a thread
     "naive_": 160,  # the definition, in 64 bits: nobody waits for it
 }
 # What the machine code of the kernels whose names match must hold.
 INSTRUCTIONS = {
     r"Gemm<": r"HMMA",
     r"Gemm<\w+, \S+ true,": r"LDGSTS",  # cp.async, where operands are copied 16 bytes at a time
+    r"(inner_products|sums_of_filters)<\w+, [248],": r"LDG\.E\.\S*128",  # weights
     r"(depthwise_pixels|direct_pixels|weight_rows)<\w+, 4,": r"LDG\.E\.\S*(64|128)",  # vectors of four channels
 }
 

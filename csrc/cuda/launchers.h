@@ -48,12 +48,14 @@ struct PoolArguments {
   int64_t* indices = nullptr;  // written by max_indices: the winner's offset in its D x H x W plane
 };
 
+enum class NormPass : int { forward, backward, double_backward };  // the last of batch norm in training
+
 // As in csrc/cpu/norm_kernels.h: samples x repeats x (groups x channels_per_group) x pixels, or with channels last.
 struct NormArguments {
   int64_t samples = 0, repeats = 1, groups = 1, channels_per_group = 1, pixels = 1;
   Dtype dtype = Dtype::float32;
   Layout layout = Layout::channels_first;
-  bool backward = false;
+  NormPass pass = NormPass::forward;
   Clamp clamp;             // output = clamp(normalized + residual)
   bool statistics = true;  // mean and variance are those of the input, else given constants (running averages)
   double eps = 0;
@@ -69,6 +71,11 @@ struct NormArguments {
   const void* bias = nullptr;
   void* grad_weight = nullptr;
   void* grad_bias = nullptr;
+  // Double backward of batch norm in training: directions of the gradients of input, residual, weight and bias (null:
+  // none), and the gradient of grad_output. `output` and `grad_weight` are the gradients of input and weight.
+  const void *v = nullptr, *v_residual = nullptr;
+  const void *v_weight = nullptr, *v_bias = nullptr;
+  void* grad_grad_output = nullptr;
   void* workspace = nullptr;
 
   int64_t channels() const { return groups * channels_per_group; }

@@ -79,10 +79,23 @@ struct NormTensors {
     return mean ? mean[group] : A(0);
   }
 
-  // The gradient that passes the clamp, of an element whose input and residual these are.
-  CONVLAB_DEVICE A masked(A grad, A x, A shortcut, const NormConstants<A>& k) const {
-    if (!bounds.cut) return grad;
-    return bounds.stops(std::fma(x - k.mean, k.scale, k.bias) + shortcut) ? A(0) : grad;
+  // What tells where the clamp stops the gradients of N neighbours.
+  template <int N>
+  struct Stops {
+    Vector<T, N> residual;
+  };
+  template <int N, class Int>
+  CONVLAB_DEVICE Stops<N> load_stops(Int at) const {
+    Stops<N> stops;
+    if (bounds.cut && residual) stops.residual = load_vector<N>(residual, at);
+    return stops;
+  }
+  // Whether it stops that of the i-th, whose input is x.
+  template <int N>
+  CONVLAB_DEVICE bool stopped(const Stops<N>& stops, int i, A x, const NormConstants<A>& k) const {
+    if (!bounds.cut) return false;
+    const A shortcut = residual ? to_accumulate(stops.residual.value[i]) : A(0);
+    return bounds.stops(std::fma(x - k.mean, k.scale, k.bias) + shortcut);
   }
 };
 
@@ -123,14 +136,17 @@ template <class T, class Body>
 int with_norm_width(const NormArguments& a, int64_t run, const Body& body) {
   constexpr int wide = 16 / sizeof(T);
   const bool fits = run % wide == 0 && aligned(a.input, 16) && aligned(a.residual, 16) && aligned(a.grad_output, 16) &&
-                    aligned(a.output, 16) && aligned(a.grad_residual, 16);
+                    aligned(a.output, 16) && aligned(a.grad_residual, 16) && aligned(a.v, 16) &&
+                    aligned(a.v_residual, 16) && aligned(a.grad_grad_output, 16);
   if (fits) return body(Width<wide>{});
   return body(Width<1>{});
 }
 
 int norm_forward(const NormArguments& a, void* stream);
 int norm_backward(const NormArguments& a, void* stream);
+int norm_double_backward(const NormArguments& a, void* stream);
 int64_t norm_forward_workspace(const NormArguments& a);
 int64_t norm_backward_workspace(const NormArguments& a);
+int64_t norm_double_backward_workspace(const NormArguments& a);
 
 }  // namespace convlab::cuda

@@ -21,6 +21,7 @@ CONVLAB_DEVICE accumulate_t<T> shift_at(const Global<const T>& input, int64_t fi
 template <class T>
 struct MomentsOperator {
   using A = accumulate_t<T>;
+  using Value = A;
   using State = Moments<A>;
   using Key = A;
   Global<const T> input;
@@ -30,20 +31,14 @@ struct MomentsOperator {
     return shift_at<T>(input, first);
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load(Key shift, Int at, Int, Int, A* a, A* b) const {
+  CONVLAB_DEVICE void load(Key shift, Int at, Int, Int, A* values) const {
     const auto x = load_vector<kWidth>(input, at);
-    for (int i = 0; i < kWidth; ++i) {
-      a[i] = to_accumulate(x.value[i]) - shift;
-      b[i] = 0;
-    }
+    for (int i = 0; i < kWidth; ++i) values[i] = to_accumulate(x.value[i]) - shift;
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load_columns(const Key (&shift)[kWidth], Int at, Int, Int, A (&a)[kWidth], A (&b)[kWidth]) const {
+  CONVLAB_DEVICE void load_columns(const Key (&shift)[kWidth], Int at, Int, Int, A (&values)[kWidth]) const {
     const auto x = load_vector<kWidth>(input, at);
-    for (int i = 0; i < kWidth; ++i) {
-      a[i] = to_accumulate(x.value[i]) - shift[i];
-      b[i] = 0;
-    }
+    for (int i = 0; i < kWidth; ++i) values[i] = to_accumulate(x.value[i]) - shift[i];
   }
 };
 
@@ -143,11 +138,15 @@ int norm_forward(const NormArguments& a, void* stream) {
 }  // namespace convlab::cuda
 
 extern "C" int convlab_norm(const convlab::cuda::NormArguments* arguments, void* stream) {
-  return arguments->backward ? convlab::cuda::norm_backward(*arguments, stream)
-                             : convlab::cuda::norm_forward(*arguments, stream);
+  using convlab::cuda::NormPass;
+  if (arguments->pass == NormPass::double_backward) return convlab::cuda::norm_double_backward(*arguments, stream);
+  if (arguments->pass == NormPass::backward) return convlab::cuda::norm_backward(*arguments, stream);
+  return convlab::cuda::norm_forward(*arguments, stream);
 }
 
 extern "C" int64_t convlab_norm_workspace(const convlab::cuda::NormArguments* arguments) {
-  return arguments->backward ? convlab::cuda::norm_backward_workspace(*arguments)
-                             : convlab::cuda::norm_forward_workspace(*arguments);
+  using convlab::cuda::NormPass;
+  if (arguments->pass == NormPass::double_backward) return convlab::cuda::norm_double_backward_workspace(*arguments);
+  if (arguments->pass == NormPass::backward) return convlab::cuda::norm_backward_workspace(*arguments);
+  return convlab::cuda::norm_forward_workspace(*arguments);
 }

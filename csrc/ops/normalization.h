@@ -42,7 +42,7 @@ NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::
                                        Bound upper, bool train, double eps, const OptionalTensor& stopped);
 
 // Gradients of grad_output, input and weight of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, d(residual)>, in
-// training; on the CPU alone.
+// training.
 NormResult batch_norm_double_backward(const at::Tensor& v, const OptionalTensor& v_weight, const OptionalTensor& v_bias,
                                       const OptionalTensor& v_residual, const at::Tensor& grad_output,
                                       const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
