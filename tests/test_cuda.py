@@ -174,9 +174,15 @@ AGAIN = [
     ),
     *((test_normalization.test_large_mean, (format,)) for format in test_normalization.FORMATS),
     *(
-        (test_normalization.test_mask_is_that_of_the_output, (format, bounds, False))
+        (test_normalization.test_mask_is_that_of_the_output, (format, bounds, mark))
         for format in test_normalization.FORMATS
-        for bounds in ((0.0, None), (-0.5, 0.25))
+        for bounds, mark in (((0.0, None), False), ((0.0, None), True), ((-0.5, 0.25), False))
+    ),
+    *(
+        (test_normalization.test_marked_backward_is_the_recomputing_one, (format, shape, dtype))
+        for format in test_normalization.FORMATS
+        for shape in ((3, 5), (2, 7, 5), (4, 35, 9, 9), (2, 16, 8, 8))
+        for dtype in DTYPES
     ),
     *(
         (test_normalization.test_gradient_at_the_bounds_and_of_nan_is_that_of_torch, (f,))

@@ -64,6 +64,9 @@ struct NormArguments {
   const void* grad_output = nullptr;  // backward
   void* output = nullptr;             // the gradient of the input in backward; null in forward: statistics alone
   void* grad_residual = nullptr;      // may be null
+  // Under clamp and residual: where the gradient ends, one bit for each element in memory order; may be null. Forward
+  // writes it, and backward reads it in the place of the residual.
+  void* stopped = nullptr;
   // These are in the accumulation type; all but variance may be null.
   void* mean = nullptr;  // null: RMS norm, which does not center and whose variance is the mean of squares
   void* variance = nullptr;

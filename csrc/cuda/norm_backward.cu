@@ -3,10 +3,11 @@
 // Idea: with G the gradient behind the clamp, X the distance from the mean, r the inverse deviation and n the size of a
 // group, grad_input = r w G - r^3 X M(w G X) - r M(w G), where M is the mean over the group; grad_bias sums G and
 // grad_weight r G X over everything that shares a channel. The clamp's mask is computed again, bit for bit as forward
-// did. So one read sums G and G X for each sample and channel, small kernels turn them into one slope and one constant
-// for each group and into the gradients of the parameters, and a last one writes grad_input. Where a group is a row
-// with a weight for each of its elements (layer norm), sums over rows and sums over columns are taken apart. Cost: two
-// reads of input and grad_output (three for rows with parameters), one write. Limits: none. Not yet run on a GPU.
+// did, or, where there is a residual, read as the bits that forward left. So one read sums G and G X for each sample
+// and channel, small kernels turn them into one slope and one constant for each group and into the gradients of the
+// parameters, and a last one writes grad_input. Where a group is a row with a weight for each of its elements (layer
+// norm), sums over rows and sums over columns are taken apart. Cost: two reads of input and grad_output (three for rows
+// with parameters), one write. Limits: none. Not yet run on a GPU.
 #include "norm_reduce.h"
 
 namespace convlab::cuda {

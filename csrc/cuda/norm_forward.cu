@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(kNormThreads)
   t.variance[group] = static_cast<accumulate_t<T>>(t.mean ? variance : variance + mean * mean);
 }
 
+// The elements of one thread, and bits of where their gradients end.
 template <class T, class Int, int kWidth>
-__global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, NormShape<Int> shape) {
+CONVLAB_DEVICE unsigned normalize_vector(const NormTensors<T>& t, const NormShape<Int>& shape, Int element) {
   using A = accumulate_t<T>;
-  if (global_thread() * kWidth >= shape.elements) return;
-  const Int element = static_cast<Int>(global_thread()) * kWidth;
+  unsigned stopped = 0;
   NormCursor<Int> cursor(shape, element);
   auto k = t.constants(shape.group(cursor.sample, cursor.channel), cursor.channel);
   const auto x = load_vector<kWidth>(t.input, element);
@@ -78,12 +78,26 @@ __global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, Norm
   for (int i = 0; i < kWidth; ++i) {
     A value = std::fma(to_accumulate(x.value[i]) - k.mean, k.scale, k.bias);
     if (t.residual) value += to_accumulate(shortcut.value[i]);
+    if (t.bits && t.bounds.stops(value)) stopped |= 1u << i;
     if (t.bounds.cut) value = t.bounds.clamped(value);
     result.value[i] = from_accumulate<T>(value);
     if (i + 1 < kWidth && cursor.advance(shape))
       k = t.constants(shape.group(cursor.sample, cursor.channel), cursor.channel);
   }
   store_vector(t.output, element, result);
+  return stopped;
+}
+
+// Threads whose bits share a byte gather them by shuffles, which is why none leaves early.
+template <class T, class Int, int kWidth>
+__global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, NormShape<Int> shape) {
+  const Int element = static_cast<Int>(global_thread()) * kWidth;
+  const bool inside = element < shape.elements;
+  unsigned stopped = inside ? normalize_vector<T, Int, kWidth>(t, shape, element) : 0;
+  if (!t.bits) return;
+  stopped <<= element % 8;
+  for (int other = 1; other * kWidth < 8; other *= 2) stopped |= __shfl_xor_sync(kEveryLane, stopped, other);
+  if (inside && element % 8 == 0) t.bits[element / 8] = static_cast<uint8_t>(stopped);
 }
 
 // Channels last, the columns are channels; else a plane is the group.

@@ -148,6 +148,7 @@ void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPas
   a.grad_output = data(tensors.grad_output);
   a.output = data(tensors.output);
   a.grad_residual = data(tensors.grad_residual);
+  a.stopped = data(tensors.stopped);
   a.mean = data(tensors.mean);
   a.variance = data(tensors.variance);
   a.weight = data(tensors.weight);
