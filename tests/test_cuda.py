@@ -82,6 +82,7 @@ FEW_PIXELS = [
     ConvCase("three_rows_odd", (3, 517, 1, 1), 131, 1),
     ConvCase("eleven_pixels_groups", (1, 528, 11), 272, 1, groups=2, bias=True),
     ConvCase("images_of_six", (3, 72, 2, 1, 3), 140, 1),
+    ConvCase("transposed_rows", (5, 136, 1, 1), 260, 1, bias=True, transposed=True),
 ]
 
 
@@ -93,7 +94,8 @@ def test_inner_product_of_long_sums(case):
             for pass_ in PASSES:
                 with emulator.emulated(seed=2) as launches:
                     actual = run_pass(case, pass_, "inner_product", **laid_out(case, dtype, format))
-                    assert launches() == (2 if pass_ == "backward_input" else 1)
+                    split = pass_ == ("forward" if case.transposed else "backward_input")
+                    assert launches() == (2 if split else 1)
                 check_pass(case, pass_, "inner_product", dtype, actual, on="cuda")
 
 

@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(kThreads) add_filter_splits(InnerProblem<T> p)
   if (i >= all) return;
   accumulate_t<T> total = 0;
   for (int split = 0; split < p.splits; ++split) total += p.partial[split * all + i];
-  const int64_t channel = i % channels,
-                at = p.offset(p.t.in, static_cast<int>(i / channels)) + channel * p.t.in.channel;
+  const int64_t channel = i % channels, pixel = i / channels;
+  const int64_t at = p.offset(p.t.in, static_cast<int>(pixel)) + channel * p.t.in.channel;
   p.t.input[at] = p.t.finished(total, channel, at);
 }
 
@@ -257,7 +257,6 @@ template <class T>
 InnerProblem<T> inner_problem(const ConvArguments& a) {
   const ConvGeometry& g = a.geometry;
   InnerProblem<T> p{ConvTensors<T>(a)};
-  if (g.input_pixels() == 1) p.t.in.channel = p.t.out.channel = 1;
   p.pixels_per_image = static_cast<int>(g.input_pixels());
   p.pixels = static_cast<int>(g.batch) * p.pixels_per_image;
   p.channels = static_cast<int>(g.in_channels_per_group());

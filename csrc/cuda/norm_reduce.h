@@ -16,7 +16,8 @@
 
 namespace convlab::cuda {
 
-constexpr int kBatch = 4;           // vectors that a thread has in flight
+// Vectors that a thread has in flight. Loops over them are unrolled, or the values would lie in local memory.
+constexpr int kBatch = 4;
 constexpr int kColumnThreads = 32;  // across columns
 constexpr int kRowThreads = kNormThreads / kColumnThreads;
 
@@ -165,6 +166,7 @@ __global__ void __launch_bounds__(kNormThreads)
   for (Int e = begin + static_cast<Int>(threadIdx.x) * kWidth; e < end; e += step * kBatch) {
     typename Operator::Value values[kBatch * kWidth];
     int valid = 0;
+#pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const Int at = e + i * step;
       if (at >= end) break;
@@ -201,14 +203,17 @@ __global__ void __launch_bounds__(kNormThreads)
     for (Int row = begin + static_cast<Int>(threadIdx.y); row < end; row += kRowThreads * kBatch) {
       Value values[kBatch][kWidth];
       int valid = 0;
+#pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const Int at = row + i * kRowThreads;
         if (at >= end) break;
         op.template load_columns<kWidth>(key, p.first(sample, column) + at * p.planes, column, at, values[i]);
         ++valid;
       }
+#pragma unroll
       for (int c = 0; c < kWidth; ++c) {
         Value of_column[kBatch];
+#pragma unroll
         for (int i = 0; i < kBatch; ++i) of_column[i] = values[i][c];
         state[c].add(of_column, valid);
       }
