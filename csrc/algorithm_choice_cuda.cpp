@@ -119,6 +119,21 @@ double winograd_cost(const ConvProblem& problem) {
   return kInSplitFloat32 * products + kPerByte * (2 * transformed + 3 * weights) + kPerLaunch * launches;
 }
 
+// Products hide behind the weights on their way from or to memory (which every algorithm pays for: cuda_cost). Beyond
+// four or eight pixels weights come again, from the L2 cache; backward weight reads the pixels again for each block of
+// 32 filters and 128 channels.
+double inner_product_cost(const ConvProblem& problem, int64_t element_size) {
+  constexpr double instructions = 1.5, per_cached_byte = 3, read_again = 1.0 / 32 + 1.0 / 128;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t pixels = g.batch * g.input_pixels();
+  const int64_t at_once = problem.pass == Pass::forward && element_size < 8 ? 8 : 4;
+  const double weight_bytes = static_cast<double>(g.weight_elements() * element_size);
+  const double again = problem.pass == Pass::backward_weight ? read_again * static_cast<double>(pixels)
+                                                             : static_cast<double>(ceil_divide(pixels, at_once) - 1);
+  const double products = instructions * static_cast<double>(g.multiply_adds());
+  return std::max(products + per_cached_byte * weight_bytes * again - kPerByte * weight_bytes, 0.0);
+}
+
 // A thread has four channels of a group; with fewer it idles, and reads as many times for less.
 double direct_cost(const ConvProblem& problem) {
   constexpr double windows = 2, by_element = 1.5;
@@ -136,7 +151,14 @@ std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const std::string name = algorithm_name(algorithm);
   if (algorithm == Algorithm::naive) return {};
-  if (algorithm == Algorithm::inner_product) return name + " has no kernel for CUDA yet";
+  if (algorithm == Algorithm::inner_product) {
+    constexpr int64_t most = (int64_t{1} << 31) - 1;  // along the grid's first axis
+    const int64_t needed = ceil_divide<int64_t>(g.batch * g.input_pixels(), 8) * (g.in_channels + g.out_channels);
+    if (needed > most)
+      return name + " cuts pixels and channels into at most 2^31 blocks on CUDA, but needs up to " +
+             std::to_string(needed);
+    return size_refusal(name, g);
+  }
   if (algorithm == Algorithm::winograd)
     if (const std::string reason = winograd_refusal(problem); !reason.empty()) return reason;
   if (algorithm == Algorithm::implicit_gemm && problem.dtype == Dtype::float64)
@@ -162,6 +184,7 @@ double cuda_cost(Algorithm algorithm, const ConvProblem& problem) {
   if (algorithm == Algorithm::implicit_gemm) cost = implicit_gemm_cost(problem, element_size);
   if (algorithm == Algorithm::winograd) cost = winograd_cost(problem);
   if (algorithm == Algorithm::direct) cost = direct_cost(problem);
+  if (algorithm == Algorithm::inner_product) cost = inner_product_cost(problem, element_size);
   if (algorithm == Algorithm::depthwise) cost = windows * multiply_adds;
   return cost + kPerByte * static_cast<double>(problem.geometry.bytes(element_size));
 }

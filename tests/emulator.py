@@ -80,10 +80,12 @@ def load() -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def emulated(seed: int = 0, workers: int = 2):
-    """While active, operators on CPU tensors run the CUDA kernels. `seed` shuffles the order of threads; 0 keeps it."""
+def emulated(seed: int = 0, workers: int = 2, wide: bool = False):
+    """While active, operators on CPU tensors run the CUDA kernels. `seed` shuffles the order of threads; 0 keeps it.
+    `wide`: indices have 64 bits, also where 32 are enough."""
     library = load()
     library.convlab_emulator_configure(seed, workers)
+    library.convlab_emulator_widen_indices(wide)
     launches = library.convlab_emulator_launches
     launches.restype = ctypes.c_int64
     before = launches()

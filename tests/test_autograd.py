@@ -118,7 +118,7 @@ def test_functions_follow_their_schema(operator):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_gradients_stay_with_the_algorithm(operator, algorithm):
     """Forward and backward with a named algorithm equal those of the naive one."""
-    if helpers.KERNELS == "cuda" and algorithm in ("implicit_gemm", "winograd", "inner_product"):
+    if helpers.KERNELS == "cuda" and algorithm in ("implicit_gemm", "winograd"):
         pytest.skip(f"{algorithm} does not compute in float64 on CUDA")
     named = {"winograd": "3x3", "depthwise": "2d_depthwise", "inner_product": "pointwise"}
     problem = named.get(algorithm, "2d")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 
-import helpers
 import pytest
 import torch
 from cases import BY_NAME, CASES, PASSES, SMALL, ConvCase
@@ -79,8 +78,7 @@ def test_pass(case, algorithm, dtype, pass_, format):
 def test_algorithms_are_used(algorithm):
     """No algorithm refuses everything, or there would be no tests of it; the general ones refuse nothing."""
     refused = [(case, pass_) for case in KINDS for pass_ in PASSES if refusal(case, algorithm, pass_)]
-    used = all(len([each for each in refused if each[1] == pass_]) < len(KINDS) for pass_ in PASSES)
-    assert used or (algorithm == "inner_product" and helpers.KERNELS == "cuda")  # no kernels yet
+    assert all(len([each for each in refused if each[1] == pass_]) < len(KINDS) for pass_ in PASSES)
     assert algorithm not in ANY_GEOMETRY or not refused
     for case, pass_ in refused:  # what explain_convolution says is what the operators do
         with pytest.raises(RuntimeError, match="cannot compute this convolution"):
@@ -359,8 +357,6 @@ def test_shift_invariance(algorithm, shift):
     groups = 8 if algorithm == "depthwise" else 1
     size = 1 if algorithm == "inner_product" else 3
     weight = torch.randint(-8, 9, (8, 8 // groups, size, size)).float()
-    if helpers.KERNELS == "cuda" and algorithm == "inner_product":
-        pytest.skip("there is no kernel of inner_product for CUDA")
     shifted = torch.roll(input, (down, right), (2, 3))
     before = F.conv2d(input, weight, padding=size // 2, groups=groups, algorithm=algorithm)
     after = F.conv2d(shifted, weight, padding=size // 2, groups=groups, algorithm=algorithm)

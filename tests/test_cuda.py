@@ -9,13 +9,21 @@ from __future__ import annotations
 import emulator
 import pytest
 import test_normalization
+import test_normalization_double_backward
 import test_pooling
 import torch
 from cases import BY_NAME, PASSES, SMALL, ConvCase
 from helpers import DTYPES, FORMATS, assert_within, bound, check_pass, in_format, operands, reference, refusal, run_pass
 
 # Multiply-adds that are worth emulating.
-LIMIT = {"naive": 100_000, "implicit_gemm": 300_000, "winograd": 4_000_000, "direct": 150_000, "depthwise": 150_000}
+LIMIT = {
+    "naive": 100_000,
+    "implicit_gemm": 300_000,
+    "winograd": 4_000_000,
+    "direct": 150_000,
+    "depthwise": 150_000,
+    "inner_product": 1_300_000,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +77,28 @@ def test_winograd_in_chunks(pass_, format):
     check_pass(case, pass_, "winograd", torch.float32, actual, on="cuda")
 
 
+FEW_PIXELS = [
+    ConvCase("one_row", (1, 1040, 1, 1), 290, 1, bias=True),
+    ConvCase("three_rows_odd", (3, 517, 1, 1), 131, 1),
+    ConvCase("eleven_pixels_groups", (1, 528, 11), 272, 1, groups=2, bias=True),
+    ConvCase("images_of_six", (3, 72, 2, 1, 3), 140, 1),
+    ConvCase("transposed_rows", (5, 136, 1, 1), 260, 1, bias=True, transposed=True),
+]
+
+
+@pytest.mark.parametrize("case", FEW_PIXELS, ids=str)
+def test_inner_product_of_long_sums(case):
+    """Several warps for a sum over channels, several splits of one over filters, more pixels than at once."""
+    for dtype in DTYPES:
+        for format in FORMATS:
+            for pass_ in PASSES:
+                with emulator.emulated(seed=2) as launches:
+                    actual = run_pass(case, pass_, "inner_product", **laid_out(case, dtype, format))
+                    split = pass_ == ("forward" if case.transposed else "backward_input")
+                    assert launches() == (2 if split else 1)
+                check_pass(case, pass_, "inner_product", dtype, actual, on="cuda")
+
+
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("format", FORMATS)
 def test_tf32_is_used_where_torch_allows_it(format, tf32):
@@ -87,7 +117,7 @@ def test_tf32_is_used_where_torch_allows_it(format, tf32):
 @pytest.mark.parametrize("algorithm", LIMIT)
 def test_fused(algorithm, format, dtype):
     """clamp(convolution + bias + residual), rounded once."""
-    case = BY_NAME["depthwise_dilated" if algorithm == "depthwise" else "3x3_valid_batch3"]
+    case = BY_NAME[{"depthwise": "depthwise_dilated", "inner_product": "pointwise"}.get(algorithm, "3x3_valid_batch3")]
     if refusal(case, algorithm, "forward", dtype, on="cuda"):
         pytest.skip(f"there is no kernel of {algorithm} for {dtype}")
     tensors = laid_out(case, dtype, format)
@@ -146,9 +176,15 @@ AGAIN = [
     ),
     *((test_normalization.test_large_mean, (format,)) for format in test_normalization.FORMATS),
     *(
-        (test_normalization.test_mask_is_that_of_the_output, (format, bounds, False))
+        (test_normalization.test_mask_is_that_of_the_output, (format, bounds, mark))
         for format in test_normalization.FORMATS
-        for bounds in ((0.0, None), (-0.5, 0.25))
+        for bounds, mark in (((0.0, None), False), ((0.0, None), True), ((-0.5, 0.25), False))
+    ),
+    *(
+        (test_normalization.test_marked_backward_is_the_recomputing_one, (format, shape, dtype))
+        for format in test_normalization.FORMATS
+        for shape in ((3, 5), (2, 7, 5), (4, 35, 9, 9), (2, 16, 8, 8))
+        for dtype in DTYPES
     ),
     *(
         (test_normalization.test_gradient_at_the_bounds_and_of_nan_is_that_of_torch, (f,))
@@ -157,6 +193,18 @@ AGAIN = [
     *((test_normalization.test_group_norm, ((3, 6, 7, 5), format)) for format in test_normalization.FORMATS),
     (test_normalization.test_layer_norm, ((3, 6, 7, 5),)),
     *((test_normalization.test_nan_and_infinity, (format, float("inf"))) for format in test_normalization.FORMATS),
+    *(
+        (test_normalization_double_backward.test_against_torch_in_float64, (name, shape, format, affine))
+        for name in test_normalization.BATCH_NORMS
+        for shape in test_normalization_double_backward.SHAPES.values()
+        for format, affine in (("channels_first", True), ("channels_last", False))
+    ),
+    *(
+        (test_normalization_double_backward.test_dtypes, (dtype, tolerance, format))
+        for dtype, tolerance in test_normalization_double_backward.TOLERANCE.items()
+        for format in test_normalization.FORMATS
+    ),
+    *((test_normalization_double_backward.test_a_kernel_computes_it, (f,)) for f in test_normalization.FORMATS),
 ]
 
 

@@ -144,3 +144,13 @@ def test_planted_bugs_are_caught(bug, seed, device):
     else:
         assert message in error and "in block (" in error
         assert probe("cpu", seed) == ("", True)  # the next launch is not harmed
+
+
+# A bug that each sanitizer must end the process for; tools/sanitize.py asks for it.
+FOR_SANITIZERS = {"thread": (sums, 1), "address": (sums, 5)}
+
+
+@pytest.mark.skipif(not emulator.SANITIZE, reason="without a sanitizer nobody reports it")
+def test_planted_for_the_sanitizer():
+    probe, number = FOR_SANITIZERS[emulator.SANITIZE]
+    probe("cpu", 1, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import helpers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,6 @@ def channels_last(tensor):
     return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
 
 
-NO_BITS = "the kernels of CUDA leave no bits of where gradients end"
 FORMATS = {"channels_first": torch.Tensor.contiguous, "channels_last": channels_last}
 
 
@@ -369,8 +367,6 @@ def test_same_bits_for_every_number_of_threads():
 @pytest.mark.parametrize("bounds", [(0.0, None), (0.0, 1.0), (None, 0.25), (-0.5, 0.25)], ids=str)
 @pytest.mark.parametrize("mark", [False, True], ids=["recomputed", "marked"])
 def test_mask_is_that_of_the_output(format, bounds, mark):
-    if mark and helpers.KERNELS != "cpu":
-        pytest.skip(NO_BITS)
     shape = 4, 35, 9, 9
     input, residual = FORMATS[format](sample(shape, torch.float32)), normal(*shape, dtype=torch.float32)
     output, mean, variance, stopped = OPS.batch_norm_train(input, None, None, residual, *bounds, 1e-5, mark)
@@ -383,7 +379,6 @@ def test_mask_is_that_of_the_output(format, bounds, mark):
     assert 0.1 < mask.mean() < 0.9
 
 
-@pytest.mark.skipif("helpers.KERNELS != 'cpu'", reason=NO_BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (2, 7, 5), (4, 35, 9, 9), (2, 16, 8, 8), (1, 3, 2, 5, 7)], ids=str)
 @pytest.mark.parametrize("format", FORMATS)
@@ -400,7 +395,6 @@ def test_marked_backward_is_the_recomputing_one(format, shape, dtype):
         assert torch.equal(one, other)
 
 
-@pytest.mark.skipif("helpers.KERNELS != 'cpu'", reason=NO_BITS)
 def test_stopped_of_another_input_is_refused():
     input = normal(2, 16, 8, 8).float()
     _, mean, variance, stopped = OPS.batch_norm_train(input, None, None, input, 0.0, None, 1e-5, True)

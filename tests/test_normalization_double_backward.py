@@ -10,6 +10,7 @@ from torch.profiler import profile
 
 import torch_convlab.functional as ours
 
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 SHAPES = {
     "2d": (4, 5, 6, 7),
     "2d wide": (2, 64, 9, 9),
@@ -61,7 +62,7 @@ def test_against_torch_in_float64(name, shape, format, affine):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("dtype,tolerance", TOLERANCE.items())
 def test_dtypes(dtype, tolerance, format):
     """Sums and lines are computed in float32; results in 16 bits are rounded once. No ReLU, whose mask would flip."""
     for shape in ((4, 37, 6, 7), (2, 3, 80, 90)):

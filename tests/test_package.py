@@ -195,8 +195,17 @@ def test_explain_convolution_on_cuda():
     assert explain(128, groups=32, dtype=torch.bfloat16).chosen == "direct"  # four channels each
     double = explain(64, dtype=torch.float64)
     assert double.chosen == "direct" and "tensor cores" in double.verdicts["implicit_gemm"].refusal
-    pointwise = torch_convlab.explain_convolution((2, 64, 1, 1), (64, 64, 1, 1), device="cuda")
-    assert "no kernel for CUDA" in pointwise.verdicts["inner_product"].refusal
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):  # weights once through memory, on few pixels alone
+        for pass_ in ("forward", "backward_input", "backward_weight"):
+            chosen = [
+                torch_convlab.explain_convolution(
+                    (batch, 2048, 1, 1), (1000, 2048, 1, 1), dtype=dtype, pass_=pass_, device="cuda"
+                ).chosen
+                for batch in (1, 8, 256)
+            ]
+            assert chosen[:2] == ["inner_product"] * 2 and chosen[2] != "inner_product"
+    many = torch_convlab.explain_convolution((1 << 28, 4096, 1, 1), (4096, 4096, 1, 1), device="cuda")
+    assert "2^31 blocks on CUDA" in many.verdicts["inner_product"].refusal
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         assert explain(128).chosen == "winograd" and explain(32).chosen == "implicit_gemm"
         assert "stride 1 on CUDA" in explain(128, stride=2).verdicts["winograd"].refusal

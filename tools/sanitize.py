@@ -1,7 +1,8 @@
 """Run the CUDA kernels in the emulator under a sanitizer: ``python tools/sanitize.py address thread``.
 
 The kernels are built with the sanitizer, the emulator beneath them is not: it switches stacks. The sanitizer's library
-is loaded ahead of Python's, which knows nothing of it; that is why leaks are not looked for.
+is loaded ahead of Python's, which knows nothing of it; that is why leaks are not looked for. First a kernel with a
+planted bug runs, which the sanitizer must report.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
+PLANTED = "planted_for_the_sanitizer"
+REPORTED = 66  # exit code of a process that a sanitizer ends
 # The emulator's own kernels, every operator and algorithm with its gradients, and, of the rest, odd shapes.
 TESTS = ["tests/test_emulator.py", "tests/test_device.py", "tests/test_cuda.py"]
 SELECTED = {
@@ -32,11 +35,17 @@ def run(sanitizer: str) -> None:
         **os.environ,
         "CONVLAB_EMULATOR_SANITIZE": sanitizer,
         "LD_PRELOAD": str(Path(found).resolve()),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:handle_segv=0",
-        "TSAN_OPTIONS": "report_bugs=1:halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1",
+        "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:handle_segv=0:exitcode={REPORTED}",
+        "TSAN_OPTIONS": f"report_bugs=1:halt_on_error=1:exitcode={REPORTED}:ignore_noninstrumented_modules=1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", *TESTS, "-k", SELECTED[sanitizer]]
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q"]
+    planted = [*pytest, TESTS[0], "-k", PLANTED]
+    code = subprocess.run(planted, env=environment, cwd=ROOT, capture_output=True).returncode
+    if code != REPORTED:
+        sys.exit(f"{sanitizer} sanitizer: expected exit code {REPORTED} for a planted bug, but got {code}")
+    print(f"{sanitizer} sanitizer: the planted bug was reported", flush=True)
+    command = [*pytest, *TESTS, "-k", SELECTED[sanitizer]]
     print(f"{sanitizer} sanitizer: {' '.join(command)}", flush=True)
     subprocess.run(command, env=environment, cwd=ROOT, check=True)
 

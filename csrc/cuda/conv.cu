@@ -27,6 +27,8 @@ Kernels kernels_of(const ConvArguments& a) {
     case Algorithm::depthwise:
       if (!to_weight) return {depthwise_pixels_convolution, nothing};
       return {direct_weight_convolution, direct_weight_workspace};
+    case Algorithm::inner_product:
+      return {inner_product_convolution, inner_product_workspace};
     default:
       return {naive_convolution, nothing};
   }

@@ -82,6 +82,9 @@ int direct_weight_convolution(const ConvArguments& a, void* stream);
 int64_t implicit_gemm_workspace(const ConvArguments& a);
 int implicit_gemm_convolution(const ConvArguments& a, void* stream);
 
+int64_t inner_product_workspace(const ConvArguments& a);
+int inner_product_convolution(const ConvArguments& a, void* stream);
+
 int64_t winograd_workspace(const ConvArguments& a);
 int winograd_convolution(const ConvArguments& a, void* stream);
 

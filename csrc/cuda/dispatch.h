@@ -25,10 +25,17 @@ int with_dtype(Dtype dtype, const Body& body) {
   return kInvalidValue;
 }
 
+// Smaller indices are kept in 32 bits. The emulator can be told to keep none, so that small problems test the others.
+#if defined(__CUDACC__)
+constexpr int64_t narrow_indices() { return std::numeric_limits<int32_t>::max() / 2; }
+#else
+int64_t narrow_indices();  // csrc/emulator/scheduler.cpp
+#endif
+
 // body(int32_t{}) if no index passes `largest`, else body(int64_t{}).
 template <class Body>
 int with_index(int64_t largest, const Body& body) {
-  if (largest < std::numeric_limits<int32_t>::max() / 2) return body(int32_t{});
+  if (largest < narrow_indices()) return body(int32_t{});
   return body(int64_t{});
 }
 

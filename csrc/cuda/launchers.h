@@ -48,12 +48,14 @@ struct PoolArguments {
   int64_t* indices = nullptr;  // written by max_indices: the winner's offset in its D x H x W plane
 };
 
+enum class NormPass : int { forward, backward, double_backward };  // the last of batch norm in training
+
 // As in csrc/cpu/norm_kernels.h: samples x repeats x (groups x channels_per_group) x pixels, or with channels last.
 struct NormArguments {
   int64_t samples = 0, repeats = 1, groups = 1, channels_per_group = 1, pixels = 1;
   Dtype dtype = Dtype::float32;
   Layout layout = Layout::channels_first;
-  bool backward = false;
+  NormPass pass = NormPass::forward;
   Clamp clamp;             // output = clamp(normalized + residual)
   bool statistics = true;  // mean and variance are those of the input, else given constants (running averages)
   double eps = 0;
@@ -62,6 +64,9 @@ struct NormArguments {
   const void* grad_output = nullptr;  // backward
   void* output = nullptr;             // the gradient of the input in backward; null in forward: statistics alone
   void* grad_residual = nullptr;      // may be null
+  // Under clamp and residual: where the gradient ends, one bit for each element in memory order; may be null. Forward
+  // writes it, and backward reads it in the place of the residual.
+  void* stopped = nullptr;
   // These are in the accumulation type; all but variance may be null.
   void* mean = nullptr;  // null: RMS norm, which does not center and whose variance is the mean of squares
   void* variance = nullptr;
@@ -69,6 +74,11 @@ struct NormArguments {
   const void* bias = nullptr;
   void* grad_weight = nullptr;
   void* grad_bias = nullptr;
+  // Double backward of batch norm in training: directions of the gradients of input, residual, weight and bias (null:
+  // none), and the gradient of grad_output. `output` and `grad_weight` are the gradients of input and weight.
+  const void *v = nullptr, *v_residual = nullptr;
+  const void *v_weight = nullptr, *v_bias = nullptr;
+  void* grad_grad_output = nullptr;
   void* workspace = nullptr;
 
   int64_t channels() const { return groups * channels_per_group; }

@@ -41,6 +41,7 @@ struct NormTensors {
   using A = accumulate_t<T>;
   Global<const T> input, residual, grad_output;
   Global<T> output, grad_residual;
+  Global<uint8_t> bits;  // of where the clamp stops gradients
   Global<A> mean, variance, grad_weight, grad_bias;
   Global<const A> weight, bias;
   A eps;
@@ -53,6 +54,7 @@ struct NormTensors {
     grad_output = global(static_cast<const T*>(a.grad_output), n);
     output = global(static_cast<T*>(a.output), n);
     grad_residual = global(static_cast<T*>(a.grad_residual), n);
+    bits = global(static_cast<uint8_t*>(a.stopped), (n + 7) / 8);
     mean = global(static_cast<A*>(a.mean), groups);
     variance = global(static_cast<A*>(a.variance), groups);
     weight = global(static_cast<const A*>(a.weight), channels);
@@ -79,10 +81,28 @@ struct NormTensors {
     return mean ? mean[group] : A(0);
   }
 
-  // The gradient that passes the clamp, of an element whose input and residual these are.
-  CONVLAB_DEVICE A masked(A grad, A x, A shortcut, const NormConstants<A>& k) const {
-    if (!bounds.cut) return grad;
-    return bounds.stops(std::fma(x - k.mean, k.scale, k.bias) + shortcut) ? A(0) : grad;
+  // What tells where the clamp stops the gradients of N neighbours.
+  template <int N>
+  struct Stops {
+    Vector<T, N> residual;
+    unsigned bits;
+  };
+  template <int N, class Int>
+  CONVLAB_DEVICE Stops<N> load_stops(Int at) const {
+    Stops<N> stops;
+    if (bits)
+      stops.bits = static_cast<unsigned>(bits[at / 8]) >> (at % 8);
+    else if (bounds.cut && residual)
+      stops.residual = load_vector<N>(residual, at);
+    return stops;
+  }
+  // Whether it stops that of the i-th, whose input is x.
+  template <int N>
+  CONVLAB_DEVICE bool stopped(const Stops<N>& stops, int i, A x, const NormConstants<A>& k) const {
+    if (!bounds.cut) return false;
+    if (bits) return (stops.bits >> i) & 1;
+    const A shortcut = residual ? to_accumulate(stops.residual.value[i]) : A(0);
+    return bounds.stops(std::fma(x - k.mean, k.scale, k.bias) + shortcut);
   }
 };
 
@@ -123,14 +143,17 @@ template <class T, class Body>
 int with_norm_width(const NormArguments& a, int64_t run, const Body& body) {
   constexpr int wide = 16 / sizeof(T);
   const bool fits = run % wide == 0 && aligned(a.input, 16) && aligned(a.residual, 16) && aligned(a.grad_output, 16) &&
-                    aligned(a.output, 16) && aligned(a.grad_residual, 16);
+                    aligned(a.output, 16) && aligned(a.grad_residual, 16) && aligned(a.v, 16) &&
+                    aligned(a.v_residual, 16) && aligned(a.grad_grad_output, 16);
   if (fits) return body(Width<wide>{});
   return body(Width<1>{});
 }
 
 int norm_forward(const NormArguments& a, void* stream);
 int norm_backward(const NormArguments& a, void* stream);
+int norm_double_backward(const NormArguments& a, void* stream);
 int64_t norm_forward_workspace(const NormArguments& a);
 int64_t norm_backward_workspace(const NormArguments& a);
+int64_t norm_double_backward_workspace(const NormArguments& a);
 
 }  // namespace convlab::cuda

@@ -3,10 +3,11 @@
 // Idea: with G the gradient behind the clamp, X the distance from the mean, r the inverse deviation and n the size of a
 // group, grad_input = r w G - r^3 X M(w G X) - r M(w G), where M is the mean over the group; grad_bias sums G and
 // grad_weight r G X over everything that shares a channel. The clamp's mask is computed again, bit for bit as forward
-// did. So one read sums G and G X for each sample and channel, small kernels turn them into one slope and one constant
-// for each group and into the gradients of the parameters, and a last one writes grad_input. Where a group is a row
-// with a weight for each of its elements (layer norm), sums over rows and sums over columns are taken apart. Cost: two
-// reads of input and grad_output (three for rows with parameters), one write. Limits: none. Not yet run on a GPU.
+// did, or, where there is a residual, read as the bits that forward left. So one read sums G and G X for each sample
+// and channel, small kernels turn them into one slope and one constant for each group and into the gradients of the
+// parameters, and a last one writes grad_input. Where a group is a row with a weight for each of its elements (layer
+// norm), sums over rows and sums over columns are taken apart. Cost: two reads of input and grad_output (three for rows
+// with parameters), one write. Limits: none. Not yet run on a GPU.
 #include "norm_reduce.h"
 
 namespace convlab::cuda {
@@ -17,6 +18,7 @@ namespace {
 template <class T>
 struct ChannelSums {
   using A = accumulate_t<T>;
+  using Value = Pair<A>;
   using State = Sums<A>;
   using Key = NormConstants<A>;
   NormTensors<T> t;
@@ -27,22 +29,20 @@ struct ChannelSums {
     return t.constants(sample * groups + channel / channels_per_group, static_cast<int64_t>(channel));
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load(const Key& k, Int at, Int, Int, A* a, A* b) const {
+  CONVLAB_DEVICE void load(const Key& k, Int at, Int, Int, Value* values) const {
     Key keys[kWidth];
     for (int i = 0; i < kWidth; ++i) keys[i] = k;
-    load_columns<kWidth>(keys, at, at, at, reinterpret_cast<A(&)[kWidth]>(*a), reinterpret_cast<A(&)[kWidth]>(*b));
+    load_columns<kWidth>(keys, at, at, at, reinterpret_cast<Value(&)[kWidth]>(*values));
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load_columns(const Key (&k)[kWidth], Int at, Int, Int, A (&a)[kWidth], A (&b)[kWidth]) const {
+  CONVLAB_DEVICE void load_columns(const Key (&k)[kWidth], Int at, Int, Int, Value (&values)[kWidth]) const {
     const auto x = load_vector<kWidth>(t.input, at);
     const auto grad = load_vector<kWidth>(t.grad_output, at);
-    Vector<T, kWidth> shortcut;
-    if (t.bounds.cut && t.residual) shortcut = load_vector<kWidth>(t.residual, at);
+    const auto stops = t.template load_stops<kWidth>(at);
     for (int i = 0; i < kWidth; ++i) {
       const A value = to_accumulate(x.value[i]);
-      const A added = t.bounds.cut && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
-      a[i] = t.masked(to_accumulate(grad.value[i]), value, added, k[i]);
-      b[i] = value - k[i].mean;
+      values[i].first = t.stopped(stops, i, value, k[i]) ? A(0) : to_accumulate(grad.value[i]);
+      values[i].second = value - k[i].mean;
     }
   }
 };
@@ -51,6 +51,7 @@ struct ChannelSums {
 template <class T>
 struct RowSums {
   using A = accumulate_t<T>;
+  using Value = Pair<A>;
   using State = Sums<A>;
   struct Key {
     A mean;
@@ -64,12 +65,12 @@ struct RowSums {
     return {t.mean_of(sample * groups + group), group * channels_per_group};
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load(const Key& k, Int at, Int inside, Int, A* a, A* b) const {
+  CONVLAB_DEVICE void load(const Key& k, Int at, Int inside, Int, Value* values) const {
     const auto x = load_vector<kWidth>(t.input, at);
     const auto grad = load_vector<kWidth>(t.grad_output, at);
     for (int i = 0; i < kWidth; ++i) {
-      a[i] = to_accumulate(grad.value[i]) * (t.weight ? t.weight[k.first + inside + i] : A(1));
-      b[i] = to_accumulate(x.value[i]) - k.mean;
+      values[i].first = to_accumulate(grad.value[i]) * (t.weight ? t.weight[k.first + inside + i] : A(1));
+      values[i].second = to_accumulate(x.value[i]) - k.mean;
     }
   }
 };
@@ -78,6 +79,7 @@ struct RowSums {
 template <class T>
 struct ParameterSums {
   using A = accumulate_t<T>;
+  using Value = Pair<A>;
   using State = Sums<A>;
   using Key = int64_t;  // the group of a row that the column lies in
   NormTensors<T> t;
@@ -88,13 +90,13 @@ struct ParameterSums {
     return column / channels_per_group;
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load_columns(const Key (&k)[kWidth], Int at, Int, Int row, A (&a)[kWidth], A (&b)[kWidth]) const {
+  CONVLAB_DEVICE void load_columns(const Key (&k)[kWidth], Int at, Int, Int row, Value (&values)[kWidth]) const {
     const auto x = load_vector<kWidth>(t.input, at);
     const auto grad = load_vector<kWidth>(t.grad_output, at);
     for (int i = 0; i < kWidth; ++i) {
       const int64_t group = row * groups + k[i];
-      a[i] = to_accumulate(grad.value[i]);
-      b[i] = (to_accumulate(x.value[i]) - t.mean_of(group)) / std::sqrt(t.variance[group] + t.eps);
+      values[i].first = to_accumulate(grad.value[i]);
+      values[i].second = (to_accumulate(x.value[i]) - t.mean_of(group)) / std::sqrt(t.variance[group] + t.eps);
     }
   }
 };
@@ -159,8 +161,8 @@ __global__ void __launch_bounds__(kNormThreads)
   NormCursor<Int> cursor(shape, element);
   const auto x = load_vector<kWidth>(t.input, element);
   const auto grad = load_vector<kWidth>(t.grad_output, element);
-  Vector<T, kWidth> shortcut, grad_input, grad_residual;
-  if (t.bounds.cut && t.residual) shortcut = load_vector<kWidth>(t.residual, element);
+  const auto stops = t.template load_stops<kWidth>(element);
+  Vector<T, kWidth> grad_input, grad_residual;
   NormConstants<A> k;
   Coefficients<A> c = {};
   bool other = true;
@@ -171,8 +173,7 @@ __global__ void __launch_bounds__(kNormThreads)
       if (coefficients) c = coefficients[group];
     }
     const A value = to_accumulate(x.value[i]);
-    const A added = t.bounds.cut && t.residual ? to_accumulate(shortcut.value[i]) : A(0);
-    const A g = t.masked(to_accumulate(grad.value[i]), value, added, k);
+    const A g = t.stopped(stops, i, value, k) ? A(0) : to_accumulate(grad.value[i]);
     grad_residual.value[i] = from_accumulate<T>(g);
     // The deviation, which may be infinite, takes no part where the statistics are constants.
     const A through = coefficients ? std::fma(c.slope, value - k.mean, c.constant) : A(0);
@@ -192,8 +193,7 @@ bool wants_parameters(const NormArguments& a) { return a.grad_weight || a.grad_b
 template <class Int>
 Partition<Int> channel_partition(const NormArguments& a) {
   if (groups_are_rows(a)) return partition_columns<Int>(1, a.samples, a.channels());
-  if (a.layout == Layout::channels_last) return partition_columns<Int>(a.samples, a.repeats * a.pixels, a.channels());
-  return partition_planes<Int>(a.samples, a.repeats, a.channels(), a.pixels);
+  return partition_channels<Int>(a);
 }
 
 template <class Int>
@@ -263,7 +263,7 @@ struct Backward {
 
   int run() {
     const bool rows = groups_are_rows(a);
-    const int64_t run = rows ? a.channels_per_group : a.layout == Layout::channels_last ? a.channels() : a.pixels;
+    const int64_t run = rows ? a.channels_per_group : run_of_channels(a);
     if (a.statistics || wants_parameters(a)) {
       const int error = with_norm_width<T>(a, run, [&](auto width) {
         constexpr int w = decltype(width)::value;

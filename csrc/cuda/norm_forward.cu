@@ -21,6 +21,7 @@ CONVLAB_DEVICE accumulate_t<T> shift_at(const Global<const T>& input, int64_t fi
 template <class T>
 struct MomentsOperator {
   using A = accumulate_t<T>;
+  using Value = A;
   using State = Moments<A>;
   using Key = A;
   Global<const T> input;
@@ -30,20 +31,14 @@ struct MomentsOperator {
     return shift_at<T>(input, first);
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load(Key shift, Int at, Int, Int, A* a, A* b) const {
+  CONVLAB_DEVICE void load(Key shift, Int at, Int, Int, A* values) const {
     const auto x = load_vector<kWidth>(input, at);
-    for (int i = 0; i < kWidth; ++i) {
-      a[i] = to_accumulate(x.value[i]) - shift;
-      b[i] = 0;
-    }
+    for (int i = 0; i < kWidth; ++i) values[i] = to_accumulate(x.value[i]) - shift;
   }
   template <int kWidth, class Int>
-  CONVLAB_DEVICE void load_columns(const Key (&shift)[kWidth], Int at, Int, Int, A (&a)[kWidth], A (&b)[kWidth]) const {
+  CONVLAB_DEVICE void load_columns(const Key (&shift)[kWidth], Int at, Int, Int, A (&values)[kWidth]) const {
     const auto x = load_vector<kWidth>(input, at);
-    for (int i = 0; i < kWidth; ++i) {
-      a[i] = to_accumulate(x.value[i]) - shift[i];
-      b[i] = 0;
-    }
+    for (int i = 0; i < kWidth; ++i) values[i] = to_accumulate(x.value[i]) - shift[i];
   }
 };
 
@@ -70,11 +65,11 @@ __global__ void __launch_bounds__(kNormThreads)
   t.variance[group] = static_cast<accumulate_t<T>>(t.mean ? variance : variance + mean * mean);
 }
 
+// The elements of one thread, and bits of where their gradients end.
 template <class T, class Int, int kWidth>
-__global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, NormShape<Int> shape) {
+CONVLAB_DEVICE unsigned normalize_vector(const NormTensors<T>& t, const NormShape<Int>& shape, Int element) {
   using A = accumulate_t<T>;
-  if (global_thread() * kWidth >= shape.elements) return;
-  const Int element = static_cast<Int>(global_thread()) * kWidth;
+  unsigned stopped = 0;
   NormCursor<Int> cursor(shape, element);
   auto k = t.constants(shape.group(cursor.sample, cursor.channel), cursor.channel);
   const auto x = load_vector<kWidth>(t.input, element);
@@ -83,12 +78,26 @@ __global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, Norm
   for (int i = 0; i < kWidth; ++i) {
     A value = std::fma(to_accumulate(x.value[i]) - k.mean, k.scale, k.bias);
     if (t.residual) value += to_accumulate(shortcut.value[i]);
+    if (t.bits && t.bounds.stops(value)) stopped |= 1u << i;
     if (t.bounds.cut) value = t.bounds.clamped(value);
     result.value[i] = from_accumulate<T>(value);
     if (i + 1 < kWidth && cursor.advance(shape))
       k = t.constants(shape.group(cursor.sample, cursor.channel), cursor.channel);
   }
   store_vector(t.output, element, result);
+  return stopped;
+}
+
+// Threads whose bits share a byte gather them by shuffles, which is why none leaves early.
+template <class T, class Int, int kWidth>
+__global__ void __launch_bounds__(kNormThreads) normalize(NormTensors<T> t, NormShape<Int> shape) {
+  const Int element = static_cast<Int>(global_thread()) * kWidth;
+  const bool inside = element < shape.elements;
+  unsigned stopped = inside ? normalize_vector<T, Int, kWidth>(t, shape, element) : 0;
+  if (!t.bits) return;
+  stopped <<= element % 8;
+  for (int other = 1; other * kWidth < 8; other *= 2) stopped |= __shfl_xor_sync(kEveryLane, stopped, other);
+  if (inside && element % 8 == 0) t.bits[element / 8] = static_cast<uint8_t>(stopped);
 }
 
 // Channels last, the columns are channels; else a plane is the group.
@@ -143,11 +152,15 @@ int norm_forward(const NormArguments& a, void* stream) {
 }  // namespace convlab::cuda
 
 extern "C" int convlab_norm(const convlab::cuda::NormArguments* arguments, void* stream) {
-  return arguments->backward ? convlab::cuda::norm_backward(*arguments, stream)
-                             : convlab::cuda::norm_forward(*arguments, stream);
+  using convlab::cuda::NormPass;
+  if (arguments->pass == NormPass::double_backward) return convlab::cuda::norm_double_backward(*arguments, stream);
+  if (arguments->pass == NormPass::backward) return convlab::cuda::norm_backward(*arguments, stream);
+  return convlab::cuda::norm_forward(*arguments, stream);
 }
 
 extern "C" int64_t convlab_norm_workspace(const convlab::cuda::NormArguments* arguments) {
-  return arguments->backward ? convlab::cuda::norm_backward_workspace(*arguments)
-                             : convlab::cuda::norm_forward_workspace(*arguments);
+  using convlab::cuda::NormPass;
+  if (arguments->pass == NormPass::double_backward) return convlab::cuda::norm_double_backward_workspace(*arguments);
+  if (arguments->pass == NormPass::backward) return convlab::cuda::norm_backward_workspace(*arguments);
+  return convlab::cuda::norm_forward_workspace(*arguments);
 }

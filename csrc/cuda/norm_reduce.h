@@ -4,9 +4,10 @@
 // in registers, across the warp by shuffles, across warps through shared memory. Every block leaves one partial result
 // for each plane or column; a second kernel merges these in double. What is summed is an Operator:
 //
-//   State                           sums, with add(first values, second values, count) and merge(State)
+//   Value                           what is summed of one element
+//   State                           the sums, with add(values, count) and merge(State)
 //   Key key(first, sample, channel) constants of one plane or column, whose first element has that offset
-//   load<W>(key, at, channel, sample, first values, second values)
+//   load<W>(key, at, inside, sample, values), load_columns<W>(keys, at, column, row, values)
 //
 // Cost: one read. Limits: none.
 // Not yet run on a GPU.
@@ -15,7 +16,8 @@
 
 namespace convlab::cuda {
 
-constexpr int kBatch = 4;           // vectors that a thread has in flight
+// Vectors that a thread has in flight. Loops over them are unrolled, or the values would lie in local memory.
+constexpr int kBatch = 4;
 constexpr int kColumnThreads = 32;  // across columns
 constexpr int kRowThreads = kNormThreads / kColumnThreads;
 
@@ -83,7 +85,7 @@ struct Moments {
   A count, sum, squares;
 
   template <int N>
-  CONVLAB_DEVICE void add(const A (&value)[N], const A (&)[N], int valid) {
+  CONVLAB_DEVICE void add(const A (&value)[N], int valid) {
     Moments other = {};
     for (int i = 0; i < N; ++i)
       if (i < valid) other.sum += value[i];
@@ -112,15 +114,19 @@ struct Moments {
 
 // Sums of the first values, and of the products of the first and the second.
 template <class A>
+struct Pair {
+  A first, second;
+};
+template <class A>
 struct Sums {
   A first, products;
 
   template <int N>
-  CONVLAB_DEVICE void add(const A (&a)[N], const A (&b)[N], int valid) {
+  CONVLAB_DEVICE void add(const Pair<A> (&pair)[N], int valid) {
     for (int i = 0; i < N; ++i)
       if (i < valid) {
-        first += a[i];
-        products = std::fma(a[i], b[i], products);
+        first += pair[i].first;
+        products = std::fma(pair[i].first, pair[i].second, products);
       }
   }
   CONVLAB_DEVICE void merge(const Sums& other) {
@@ -149,7 +155,6 @@ template <class Operator, class Int, int kWidth>
 __global__ void __launch_bounds__(kNormThreads)
     reduce_planes(Operator op, Partition<Int> p, Global<typename Operator::State> partial) {
   using State = typename Operator::State;
-  using A = typename Operator::A;
   const int split = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.splits));
   const Int index = static_cast<Int>(blockIdx.x / static_cast<unsigned>(p.splits));
   const Int sample = index / p.planes, plane = index % p.planes, first = p.first(sample, plane);
@@ -159,16 +164,17 @@ __global__ void __launch_bounds__(kNormThreads)
   const Int step = static_cast<Int>(blockDim.x) * kWidth;
   State state = {};
   for (Int e = begin + static_cast<Int>(threadIdx.x) * kWidth; e < end; e += step * kBatch) {
-    A a[kBatch * kWidth], b[kBatch * kWidth];
+    typename Operator::Value values[kBatch * kWidth];
     int valid = 0;
+#pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const Int at = e + i * step;
       if (at >= end) break;
       const Int run = p.repeats == 1 ? 0 : at / p.length, inside = at - run * p.length;
-      op.template load<kWidth>(key, first + run * p.stride() + inside, inside, sample, a + i * kWidth, b + i * kWidth);
+      op.template load<kWidth>(key, first + run * p.stride() + inside, inside, sample, values + i * kWidth);
       valid += kWidth;
     }
-    state.add(a, b, valid);
+    state.add(values, valid);
   }
   state = merge_warp(state);
   CONVLAB_SHARED(State, warps, [kNormThreads / 32]);
@@ -184,7 +190,7 @@ template <class Operator, class Int, int kWidth>
 __global__ void __launch_bounds__(kNormThreads)
     reduce_columns(Operator op, Partition<Int> p, Global<typename Operator::State> partial) {
   using State = typename Operator::State;
-  using A = typename Operator::A;
+  using Value = typename Operator::Value;
   const int split = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.splits));
   const Int sample = static_cast<Int>(blockIdx.x / static_cast<unsigned>(p.splits));
   const Int column = (static_cast<Int>(blockIdx.y) * kColumnThreads + static_cast<Int>(threadIdx.x)) * kWidth;
@@ -195,21 +201,21 @@ __global__ void __launch_bounds__(kNormThreads)
     typename Operator::Key key[kWidth];
     for (int i = 0; i < kWidth; ++i) key[i] = op.key(p.first(sample, column + i), sample, column + i);
     for (Int row = begin + static_cast<Int>(threadIdx.y); row < end; row += kRowThreads * kBatch) {
-      A a[kBatch][kWidth], b[kBatch][kWidth];
+      Value values[kBatch][kWidth];
       int valid = 0;
+#pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const Int at = row + i * kRowThreads;
         if (at >= end) break;
-        op.template load_columns<kWidth>(key, p.first(sample, column) + at * p.planes, column, at, a[i], b[i]);
+        op.template load_columns<kWidth>(key, p.first(sample, column) + at * p.planes, column, at, values[i]);
         ++valid;
       }
+#pragma unroll
       for (int c = 0; c < kWidth; ++c) {
-        A first[kBatch], second[kBatch];
-        for (int i = 0; i < kBatch; ++i) {
-          first[i] = a[i][c];
-          second[i] = b[i][c];
-        }
-        state[c].add(first, second, valid);
+        Value of_column[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) of_column[i] = values[i][c];
+        state[c].add(of_column, valid);
       }
     }
   }
@@ -238,6 +244,17 @@ int sum_columns(const Operator& op, const Partition<Int>& p, typename Operator::
                   static_cast<unsigned>(ceil_divide<int64_t>(p.planes, kColumnThreads * kWidth)));
   return launch(reduce_columns<Operator, Int, kWidth>, grid, dim3(kColumnThreads, kRowThreads), 0, stream, op, p,
                 global(workspace, slots(p)));
+}
+
+// The channels of a sample, summed over everything that shares one.
+template <class Int>
+Partition<Int> partition_channels(const NormArguments& a) {
+  if (a.layout == Layout::channels_last) return partition_columns<Int>(a.samples, a.repeats * a.pixels, a.channels());
+  return partition_planes<Int>(a.samples, a.repeats, a.channels(), a.pixels);
+}
+// How many neighbours lie in one plane or row of it.
+inline int64_t run_of_channels(const NormArguments& a) {
+  return a.layout == Layout::channels_last ? a.channels() : a.pixels;
 }
 
 // For operators that know both.

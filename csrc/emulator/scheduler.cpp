@@ -44,6 +44,7 @@ constexpr size_t kMaxStaticShared = 48 * 1024;
 struct Settings {
   std::atomic<unsigned> seed{0};  // 0: in order
   std::atomic<int> workers{2};
+  std::atomic<bool> wide{false};  // indices are of 64 bits, however small
 } settings;
 
 struct Launch {
@@ -419,11 +420,20 @@ int run(dim3 grid, dim3 threads, int64_t shared_bytes, const std::function<void(
 
 }  // namespace convlab::emulator
 
+namespace convlab::cuda {
+
+int64_t narrow_indices() { return emulator::settings.wide ? 0 : std::numeric_limits<int32_t>::max() / 2; }
+
+}  // namespace convlab::cuda
+
 // seed 0 runs threads in order; any other shuffles them, differently for every seed.
 extern "C" CONVLAB_EXPORT void convlab_emulator_configure(unsigned seed, int workers) {
   convlab::emulator::settings.seed = seed;
   convlab::emulator::settings.workers = workers;
 }
+
+// Whether kernels that count in 32 bits where that is enough count in 64.
+extern "C" CONVLAB_EXPORT void convlab_emulator_widen_indices(bool wide) { convlab::emulator::settings.wide = wide; }
 
 // How many kernels have run.
 extern "C" CONVLAB_EXPORT int64_t convlab_emulator_launches() { return convlab::emulator::launches; }

@@ -26,8 +26,11 @@ NormProblem batch_norm_problem(const Tensor& input, const Clamp& clamp, bool sta
   return problem;
 }
 
-// Bytes of `stopped`: of all runs of neighbouring elements, as the kernels see them.
+bool on_cuda(const Tensor& input) { return input.is_cuda() || cuda::emulating(); }
+
+// Bytes of `stopped`: of all runs of neighbouring elements, as the kernels of the CPU see them; CUDA's count elements.
 SymInt stopped_size(const Tensor& input) {
+  if (on_cuda(input)) return (input.sym_numel() + 7) / 8;
   int lanes = 0;
   dispatch_dtype(input.scalar_type(), "batch_norm",
                  [&](auto type) { lanes = cpu::norm_kernels<decltype(type)>().lanes; });
@@ -41,7 +44,7 @@ SymInt stopped_size(const Tensor& input) {
 
 Tensor empty_stopped(const Tensor& input, bool wanted) {
   const auto options = input.options().dtype(at::kByte);
-  if (!wanted || input.is_cuda() || cuda::emulating()) return at::empty({0}, options);
+  if (!wanted) return at::empty({0}, options);
   const SymInt size = stopped_size(input);
   if (const auto bytes = size.maybe_as_int()) return empty_result({*bytes}, options);
   return at::empty_symint({size}, options);

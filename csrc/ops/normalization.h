@@ -13,8 +13,7 @@ using NormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using NormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // Output, mean, biased variance, and `stopped`: with residual and clamp and if asked for, the bits of where gradients
-// end at the clamp, in an order of the kernels' own; else nothing, as on CUDA. They save batch_norm_backward the
-// residual.
+// end at the clamp, in an order of the kernels' own; else nothing. They save batch_norm_backward the residual.
 using BatchNormResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 BatchNormResult batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                  const OptionalTensor& residual, Bound lower, Bound upper, double eps, bool mark);
@@ -42,7 +41,7 @@ NormGradients batch_norm_backward_meta(const at::Tensor& grad_output, const at::
                                        Bound upper, bool train, double eps, const OptionalTensor& stopped);
 
 // Gradients of grad_output, input and weight of <v, dx> + <v_weight, dw> + <v_bias, db> + <v_residual, d(residual)>, in
-// training; on the CPU alone.
+// training.
 NormResult batch_norm_double_backward(const at::Tensor& v, const OptionalTensor& v_weight, const OptionalTensor& v_bias,
                                       const OptionalTensor& v_residual, const at::Tensor& grad_output,
                                       const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

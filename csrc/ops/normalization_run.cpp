@@ -128,7 +128,6 @@ void run_on_cpu(const NormProblem& problem, const NormTensors& tensors, NormPass
 }
 
 void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPass pass) {
-  TORCH_CHECK_NOT_IMPLEMENTED(pass != NormPass::double_backward, "batch_norm_double_backward has no kernel for CUDA");
   const auto data = [](const Tensor& tensor) {
     return tensor.defined() && tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
   };
@@ -140,7 +139,7 @@ void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPas
   a.pixels = problem.pixels;
   a.dtype = dtype_of(tensors.input.scalar_type(), "normalization");
   a.layout = problem.layout;
-  a.backward = pass == NormPass::backward;
+  a.pass = pass;
   a.clamp = problem.clamp;
   a.statistics = problem.statistics;
   a.eps = problem.eps;
@@ -149,12 +148,18 @@ void run_on_cuda(const NormProblem& problem, const NormTensors& tensors, NormPas
   a.grad_output = data(tensors.grad_output);
   a.output = data(tensors.output);
   a.grad_residual = data(tensors.grad_residual);
+  a.stopped = data(tensors.stopped);
   a.mean = data(tensors.mean);
   a.variance = data(tensors.variance);
   a.weight = data(tensors.weight);
   a.bias = data(tensors.bias);
   a.grad_weight = data(tensors.grad_weight);
   a.grad_bias = data(tensors.grad_bias);
+  a.v = data(tensors.v);
+  a.v_residual = data(tensors.v_residual);
+  a.v_weight = data(tensors.v_weight);
+  a.v_bias = data(tensors.v_bias);
+  a.grad_grad_output = data(tensors.grad_grad_output);
   const Tensor workspace =
       cuda_workspace(tensors.input, [&](const cuda::Launchers& launchers) { return launchers.norm_workspace(&a); });
   a.workspace = data(workspace);
@@ -183,8 +188,7 @@ void run_normalization(const NormProblem& problem, NormTensors tensors, NormPass
   };
   tensors.grad_weight = accumulating(grad_weight);
   tensors.grad_bias = accumulating(grad_bias);
-  const bool emulated = tensors.input.is_cpu() && pass != NormPass::double_backward;
-  if (runs_on_cuda(tensors.input) && (emulated || !tensors.input.is_cpu()))
+  if (runs_on_cuda(tensors.input))
     run_on_cuda(problem, tensors, pass);
   else
     dispatch_dtype(tensors.input.scalar_type(), "normalization",

@@ -4,6 +4,7 @@
 // the 16-bit types). Weight and bias have the input's type or, for 16-bit inputs, float32; they are vectors, converted
 // by `accumulated`. A gradient of an argument that is absent is a tensor of no elements.
 #pragma once
+#include "../cuda/launchers.h"
 #include "normalization.h"
 #include "normalization_checks.h"
 
@@ -49,7 +50,7 @@ NormTensors backward_tensors(const at::Tensor& grad_output, const at::Tensor& in
                              const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
                              const OptionalTensor& residual, const NormGradients& gradients);
 
-enum class NormPass { forward, backward, double_backward };
+using cuda::NormPass;
 
 // Fills the outputs. Statistics and gradients of parameters of nothing are zero.
 void run_normalization(const NormProblem& problem, NormTensors tensors, NormPass pass);

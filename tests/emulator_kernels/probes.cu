@@ -18,7 +18,9 @@ __global__ void sum_blocks(Global<const float> x, Global<float> y, int bug) {
     if (i < half) part[i] += part[i + (bug == 2 ? kThreads : half)];  // 2: outside of the shared array
   }
   __syncthreads();
-  y[global_thread()] = part[bug == 4 ? kThreads - 1 - i : 0];  // 4: wrong index
+  const float sums[2] = {part[0], -part[0]};
+  // 4: wrong index; 5: outside of an array of the thread's own, which only a sanitizer sees
+  y[global_thread()] = bug == 4 ? part[kThreads - 1 - i] : sums[bug == 5 ? 2 + i % 4 : 0];
 }
 
 // y = x, through shared memory by asynchronous copies, two groups in flight; each thread reads its neighbour's.

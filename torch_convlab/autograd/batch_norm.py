@@ -147,7 +147,7 @@ def _is_last(v, input) -> bool:
     """Whether the second derivative is the last one, and so a kernel's: it is not differentiable in turn."""
     return (
         v is not None
-        and input.device.type == "cpu"
+        and input.device.type in ("cpu", "cuda")
         and not torch.is_grad_enabled()
         and forward_ad._current_level < 0
         and not torch.compiler.is_compiling()
@@ -161,7 +161,7 @@ class BatchNormBackward(Function):
     Gradients of absent arguments, and that of the residual without a clamp (it is ``dy``), are tensors of no elements.
     Mean and variance are those of the input if ``train``, so derivatives go through the input alone. Double backward
     and forward mode: see `Normalization`; the clamp's mask is a constant factor of dy. Where it is the last derivative,
-    double backward in training is two passes of a kernel (csrc/cpu/norm_double.h).
+    double backward in training is two passes of a kernel (csrc/cpu/norm_double.h, csrc/cuda/norm_double.cu).
     """
 
     @staticmethod

@@ -76,8 +76,7 @@ def batch_norm_fused(
         if running_mean is None:
             raise RuntimeError("running_mean must be defined in evaluation mode")
         return ops.batch_norm_eval(input, weight, bias, running_mean, running_var, residual, *clamp.bounds, float(eps))
-    # Worth it where a backward follows; the kernels of CUDA have none.
-    mark = residual is not None and input.device.type == "cpu" and torch.is_grad_enabled()
+    mark = residual is not None and torch.is_grad_enabled()  # worth it where a backward follows
     output, mean, variance, _ = ops.batch_norm_train(input, weight, bias, residual, *clamp.bounds, float(eps), mark)
     note(output, input, weight, bias, mean, variance, residual, *clamp.bounds, float(eps))
     if running_mean is not None and input.numel() > 0:
