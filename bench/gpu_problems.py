@@ -41,6 +41,11 @@ def batch_norm_add_relu(f, x, y, w, b):
     return F.relu(f.batch_norm(x, None, None, w, b, training=True) + y)
 
 
+def batch_norm_gradient(f, x, w, b):
+    """Whose gradients are batch norm's double backward."""
+    return torch.autograd.grad(batch_norm(f, x, w, b).pow(4).sum(), x, create_graph=True)[0]
+
+
 def conv_by(f, algorithm, *arguments):
     return F.conv2d(*arguments) if f is F else f.conv2d(*arguments, algorithm=algorithm)
 
@@ -73,12 +78,13 @@ def normalizations_and_pools(n, c, size, backward) -> list[Problem]:
     shape, elements = (n, c, size, size), n * c * size**2
     what = f"{'backward' if backward else 'forward'} {n}x{c}x{size}x{size}"
     pooled = elements * 5 // 4 * (2 if backward else 1)
-    # The statistics come first, so the input is read twice; once more each, with the gradient, in backward.
+    # The statistics come first, so the input is read twice; once more each, with the gradient, in backward, where bits
+    # stand for the residual.
     return [
         Problem(f"batch norm {what}", [shape, (c,), (c,)], batch_norm, elements * (8 if backward else 3),
                 backward=backward),
         Problem(f"batch norm + add + relu {what}", [shape, shape, (c,), (c,)], batch_norm_add_relu,
-                elements * (12 if backward else 4), backward=backward),
+                elements * (10 if backward else 4), backward=backward),
         Problem(f"max pool {what}", [shape], lambda f, x: f.max_pool2d(x, 3, 2, 1), pooled, backward=backward),
         Problem(f"average pool {what}", [shape], lambda f, x: f.avg_pool2d(x, 3, 2, 1), pooled, backward=backward),
     ]  # fmt: skip
@@ -110,6 +116,12 @@ def problems(small: bool) -> list[Problem]:
                                           backward=backward, algorithm=algorithm))  # fmt: skip
         for c, size in ((16, 9),) if small else ((64, 112), (256, 56), (2048, 7)):
             listed += normalizations_and_pools(n, c, size, backward)
+        few = (2, 16, 1, 24) if small else (8, 2048, 1, 1000)
+        listed.append(convolution(f"few pixels {what}", *few, 1, backward=backward))
     c, size = (16, 9) if small else (128, 28)
     listed.append(convolution("conv + bias + relu forward", n, c, size, c, 3, fused=True))
+    # Forward, backward and double backward; the latter reads three tensors twice and writes two.
+    shape = (n, c, size, size)
+    listed.append(Problem(f"batch norm double backward {n}x{c}x{size}x{size}", [shape, (c,), (c,)], batch_norm_gradient,
+                          16 * n * c * size**2, dtype=torch.float32, backward=True))  # fmt: skip
     return listed

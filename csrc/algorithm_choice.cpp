@@ -205,12 +205,37 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) + packing;
 }
 
+// Of float32 or float64.
+int64_t lanes_of(Dtype dtype) {
+  const cpu::Capability capability = cpu::capability();
+  const int64_t lanes = capability == cpu::Capability::avx512 ? 16 : capability == cpu::Capability::avx2 ? 8 : 4;
+  return dtype == Dtype::float64 ? lanes / 2 : lanes;
+}
+
+// Groups whose written channels fill vectors have a matrix product's tile, fitted on a Zen 3.
+double direct_groups_cost(const ConvProblem& problem, int64_t written) {
+  constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05;
+  const ConvGeometry& g = problem.geometry;
+  const int64_t lanes = lanes_of(problem.dtype);
+  const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
+  const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
+  // Against products whose rows are reached by pointers: small groups and short sums gain most.
+  const bool pointwise = g.taps() == 1 && g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
+  const double gain = g.groups > 1 || pointwise ? 0.85 : 1.05;
+  return static_cast<double>(g.multiply_adds()) * filled * gain *
+             (base + per_tap / read + per_column / static_cast<double>(written)) +
+         packing_cost(problem);
+}
+
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
 double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
   constexpr double windows = 3, strided_windows = 7, weights = 1.7;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
+  if (problem.pass != Pass::backward_weight && written >= lanes_of(problem.dtype) && !pairs)
+    return direct_groups_cost(problem, written);
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
   // Windows are of 8 neighbouring pixels of a line.

@@ -30,7 +30,7 @@ def test_benchmark_rehearsed(tmp_path):
     assert all(row["error"] < 2e-2 and row["ratio"] > 0 and row["GB/s"] > 0 for row in results)
     assert all(set(row["seconds"]) == {"ours NCHW", "ours NHWC", "torch NCHW", "torch NHWC"} for row in results)
     chosen = {name for row in results for name in row["algorithms"]}
-    assert chosen == {"implicit_gemm", "winograd", "direct", "depthwise"}
+    assert chosen == {"implicit_gemm", "winograd", "direct", "depthwise", "inner_product"}
     text = (tmp_path / "gpu-cpu.txt").read_text()
     assert all(row["problem"] in text for row in results) and text in done.stdout
 

@@ -172,6 +172,14 @@ def test_explain_convolution():
     assert torch_convlab.explain_convolution(**dilated, padding=2, dilation=2).chosen == "winograd"
     # Most taps lie in the padding, where a product leaves them out.
     assert torch_convlab.explain_convolution(**dilated, padding=24, dilation=24).chosen == "implicit_gemm"
+    for input_size, weight_size, chosen in (
+        ((1, 256, 2000), (256, 256, 3), "winograd"),  # half of the multiplications
+        ((1, 16, 2000), (16, 16, 3), "direct"),  # too few channels to pay for the transforms
+        ((1, 128, 8, 14, 14), (128, 128, 3, 1, 1), "winograd"),  # one line of taps, too
+        ((1, 64, 56, 56), (64, 64, 7, 7), "winograd"),  # four segments
+        ((1, 24, 56, 56), (144, 24, 1, 1), "direct"),  # sums of 24 terms
+    ):
+        assert torch_convlab.explain_convolution(input_size, weight_size).chosen == chosen
     double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
     assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
     # Winograd transforms the weights of a map of four tiles in every call; a product finds them packed.

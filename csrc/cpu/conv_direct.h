@@ -215,7 +215,8 @@ struct Direct {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     if (arguments.pass == Pass::backward_weight) return body(DirectWeight<T>(arguments));
-    if (DirectGroups<T>::suits(arguments)) return body(DirectGroups<T>(arguments));
+    if constexpr (DirectGroups<T>::kPossible)
+      if (DirectGroups<T>::suits(arguments)) return body(DirectGroups<T>(arguments));
     return body(DirectTransfer<T>(arguments));
   }
 };

@@ -18,23 +18,35 @@ struct StripTap {
   int64_t source, row;
 };
 
+// A tile of sums: out[pixel * out_pitch + column] = start[column] + what the taps add.
+template <class A>
+struct StripSum {
+  const A* line;  // of the strip, where tap 0 of an undilated kernel reads the first pixel
+  const StripTap* taps;
+  int64_t tap_count, reads;
+  const A* weights;  // a panel
+  int64_t step;      // from pixel to pixel, in pixels of the strip
+  const A* start;
+  A* out;
+  int64_t out_pitch;
+};
+
 template <class A>
 struct GroupStrip {
   static constexpr int64_t kMostReads = 64;
   static constexpr int64_t kPitch = kMostReads + lanes<A>;  // from pixel to pixel; off a power of two
   static constexpr int kSums = kTileRows * kTileVectors;
 
-  // out[pixel * out_pitch + column] = start[column] + sums of Pixels pixels, which read pixels Step, or `step`, apart.
+  // Step: t.step, or 0 for any.
   template <int Pixels, int Vectors, int Step>
-  static void sum_tile(const A* line, const StripTap* taps, int64_t count, int64_t reads, const A* weights,
-                       int64_t step, const A* start, A* out, int64_t out_pitch) {
+  static void sum_tile(const StripSum<A>& t) {
     vec<A> sum[Pixels][Vectors];
     CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] =
-        load(start + v * lanes<A>);
-    const int64_t pitch = (Step ? Step : step) * kPitch;
-    for (const StripTap* tap = taps; tap < taps + count; ++tap) {
-      const A* source = line + tap->source;
-      const A* weight = weights + tap->row * Vectors * lanes<A>;
+        load(t.start + v * lanes<A>);
+    const int64_t pitch = (Step ? Step : t.step) * kPitch, reads = t.reads;
+    for (const StripTap* tap = t.taps; tap < t.taps + t.tap_count; ++tap) {
+      const A* source = t.line + tap->source;
+      const A* weight = t.weights + tap->row * Vectors * lanes<A>;
       for (int64_t c = 0; c < reads; ++c, weight += Vectors * lanes<A>) {
         vec<A> column[Vectors];
         CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
@@ -49,13 +61,12 @@ struct GroupStrip {
       }
     }
     CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
-        store(out + p * out_pitch + v * lanes<A>, sum[p][v]);
+        store(t.out + p * t.out_pitch + v * lanes<A>, sum[p][v]);
   }
 
-  using Kernel = void (*)(const A*, const StripTap*, int64_t, int64_t, const A*, int64_t, const A*, A*, int64_t);
   struct Tile {
     int pixels;
-    Kernel kernel;
+    void (*kernel)(const StripSum<A>&);
   };
 
   template <int Pixels, int Vectors>
@@ -64,7 +75,7 @@ struct GroupStrip {
     if (step == 2) return {Pixels, sum_tile<Pixels, Vectors, 2>};
     return {Pixels, sum_tile<Pixels, Vectors, 0>};
   }
-  // The tile for a line of `columns` pixels: few loads and waits, few pixels too many.
+  // The tile for a line of `columns` pixels: what takes longest of its multiply-adds and loads, few pixels too many.
   template <int Vectors>
   static Tile best_tile(int64_t columns, int64_t step) {
     Tile best{};
@@ -72,8 +83,8 @@ struct GroupStrip {
     const auto consider = [&](auto size) {
       constexpr int pixels = size();
       if constexpr (pixels * Vectors <= kSums) {
-        const int64_t cost =
-            divide_up(columns, pixels) * std::max({pixels * Vectors, pixels + Vectors, 8});  // see kTileRows
+        const int64_t cost = divide_up(columns, pixels) *
+                             std::max({pixels * Vectors, pixels + Vectors, 8});  // or the latency of eight sums
         if (cost < least) least = cost, best = tile_of<pixels, Vectors>(step);
       }
     };
@@ -97,6 +108,7 @@ class DirectGroups {
   using A = accumulate_t<T>;
   using Strip = GroupStrip<A>;
 
+  static constexpr bool kPossible = products<operand_t<T>> == 1;  // bfloat16 in pairs is the matrix product's
   static bool suits(const ConvArguments<T>& arguments) {
     return arguments.written_channels() >= lanes<A> && arguments.read_channels() <= Strip::kMostReads;
   }
@@ -175,8 +187,8 @@ class DirectGroups {
           const Target target = target_of(pixel, group, panel);
           t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
           const auto sum = [&](int64_t x, A* out, int64_t out_pitch) {
-            tile.kernel(line + x * step * Strip::kPitch, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias,
-                        out, out_pitch);
+            tile.kernel({line + x * step * Strip::kPitch, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias,
+                         out, out_pitch});
           };
           int64_t x = 0;  // whole tiles go where they belong at once, if nothing else is to be done
           if constexpr (std::is_same_v<T, A>)

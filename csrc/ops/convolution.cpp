@@ -233,7 +233,8 @@ cuda::ConvArguments cuda_arguments(Call& call) {
 void run_on_cuda(Call call, std::string_view name) {
   const ConvProblem problem = call.problem();
   cuda::ConvArguments arguments = cuda_arguments(call);
-  arguments.algorithm = algorithm_by_name(name, problem).value_or(choose_algorithm(problem));
+  const auto named = algorithm_by_name(name, problem);
+  arguments.algorithm = named ? *named : choose_algorithm(problem);
   const Tensor workspace = cuda_workspace(
       call.written(), [&](const cuda::Launchers& launchers) { return launchers.convolution_workspace(&arguments); });
   arguments.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
