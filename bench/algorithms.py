@@ -37,9 +37,12 @@ def _shapes(options) -> list[tuple[int, shapes.ConvShape]]:
 def _measure(shape: shapes.ConvShape, batch: int, options) -> dict:
     operands = conv.operands(shape, batch, conv.DTYPES[options.dtype], options.pass_)
     reference = conv.calls(shape, options.pass_, *(tensor.double() for tensor in operands), "auto")[0]()
-    choice = conv.explain(shape, operands, options.pass_)
+    choices = {label: conv.explain(shape, operands, options.pass_, label == "nhwc") for label in ("nchw", "nhwc")}
+    chosen = {choice.chosen for choice in choices.values()}
+    choice = choices["nhwc"]
     limit = HOPELESS * choice.verdicts[choice.chosen].cost
-    tried = [name for name, verdict in choice.verdicts.items() if verdict.refusal is None and verdict.cost <= limit]
+    verdicts = {name: verdict for name, verdict in choice.verdicts.items() if verdict.refusal is None}
+    tried = [name for name, verdict in verdicts.items() if verdict.cost <= limit or name in chosen]
     errors, contenders = {}, {}
     for label, tensors in (("nchw", operands), ("nhwc", [conv.in_channels_last(tensor) for tensor in operands])):
         errors[f"torch {label}"] = conv.error(conv.calls(shape, options.pass_, *tensors, "auto")[0](), reference)
@@ -49,7 +52,7 @@ def _measure(shape: shapes.ConvShape, batch: int, options) -> dict:
             contenders[f"{name} {label}"] = call
     timing = measure.interleave(contenders, options.rounds, options.seconds)
     regrets = [
-        timing.median(f"{choice.chosen} {label}") / min(timing.median(f"{name} {label}") for name in tried) - 1
+        timing.median(f"{choices[label].chosen} {label}") / min(timing.median(f"{name} {label}") for name in tried) - 1
         for label in ("nchw", "nhwc")
     ]
     return {

@@ -111,7 +111,9 @@ def measure_shape(shape: shapes.ConvShape, batch: int, pass_: str, options) -> d
     flops = 2 * output.numel() * weight[0].numel()
     return {
         "shape": shape.name,
-        "algorithm": explain(shape, tensors_given, pass_).chosen if options.algorithm == "auto" else options.algorithm,
+        "algorithm": explain(shape, tensors_given, pass_, ours_best.endswith("nhwc")).chosen
+        if options.algorithm == "auto"
+        else options.algorithm,
         "layers": shape.layers,
         "flops": flops,
         "microseconds": {name: timing.median(name) * 1e6 for name in contenders},
@@ -125,13 +127,14 @@ def measure_shape(shape: shapes.ConvShape, batch: int, pass_: str, options) -> d
     }
 
 
-def explain(shape: shapes.ConvShape, tensors, pass_: str):
+def explain(shape: shapes.ConvShape, tensors, pass_: str, channels_last: bool):
     """What `auto` thinks of one pass; of a transposed convolution, of the pass of its adjoint that computes it."""
     input, weight, _ = tensors
     if shape.transposed:
         pass_ = {"forward": "backward_input", "backward_input": "forward"}.get(pass_, pass_)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch_convlab.explain_convolution(
-        input.shape, weight.shape, *parameters(shape), pass_=pass_, dtype=input.dtype
+        input.shape, weight.shape, *parameters(shape), pass_=pass_, dtype=input.dtype, memory_format=memory_format
     )
 
 

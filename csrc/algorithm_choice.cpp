@@ -143,12 +143,11 @@ double winograd_cost(const ConvProblem& problem) {
   const double rounds = weight ? 1 + std::ceil(tiles / round) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
   const int64_t vector = cpu::capability() == cpu::Capability::avx512 ? 16 : 8;
-  // Rows of backward weight's products: cells are filled up to whole vectors, parts along x together if that is less.
+  // Rows of backward weight's products: cells are filled up to whole vectors, unless they are joined.
   const bool joined = cut.parts[1] > 1 && cut.segments[1] == 1 && read_channels < vector;
-  const int64_t together = joined ? cut.parts[1] : 1, run = together * read_channels;
-  const double filled = weight && cut.cells() > 1 ? static_cast<double>(ceil_divide(run, vector) * vector) /
-                                                        static_cast<double>(std::max<int64_t>(1, run))
-                                                  : 1;
+  const auto lanes = static_cast<double>(ceil_divide(read_channels, vector) * vector);
+  const double filled =
+      weight && cut.cells() > 1 && !joined ? lanes / static_cast<double>(std::max<int64_t>(1, read_channels)) : 1;
   // The products of groups of one vector are too small to be fast.
   const double narrow = g.groups > 1 && written_channels < 2 * vector && !weight ? 2.5 : 1;
   const double scattered = cut.spread[0] > 1 || cut.spread[1] > 1 ? 1.2 : 1;
@@ -214,15 +213,21 @@ int64_t lanes_of(Dtype dtype) {
 
 // Groups whose written channels fill vectors have a matrix product's tile, fitted on a Zen 3.
 double direct_groups_cost(const ConvProblem& problem, int64_t written) {
-  constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05;
+  constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, short_sum = 64;
   const ConvGeometry& g = problem.geometry;
   const int64_t lanes = lanes_of(problem.dtype);
   const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
   const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
-  // Against products whose rows are reached by pointers: small groups and short sums gain most.
-  const bool pointwise = g.taps() == 1 && g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
-  const double gain = g.groups > 1 || pointwise ? 0.85 : 1.05;
-  return static_cast<double>(g.multiply_adds()) * filled * gain *
+  // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
+  // lines that are transposed on the way in and out.
+  constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.2;
+  const bool strided = g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1;
+  const bool pointwise = g.taps() == 1 && !strided && (read < short_sum || static_cast<double>(written) <= 2 * read);
+  const double each = (g.groups > 1 || pointwise ? gain
+                       : strided                 ? dense_strided
+                                                 : dense) *
+                      (problem.layout == Layout::channels_last ? 1 : transposed);
+  return static_cast<double>(g.multiply_adds()) * filled * each *
              (base + per_tap / read + per_column / static_cast<double>(written)) +
          packing_cost(problem);
 }
@@ -265,7 +270,8 @@ bool join_axes(ConvGeometry& geometry) {
   const auto untouched = [&](int axis) {
     return geometry.kernel[axis] == 1 && geometry.stride[axis] == 1 && geometry.padding[axis] == 0;
   };
-  if (geometry.kernel[0] > 1 && untouched(1) && untouched(2)) {
+  const bool depthwise = geometry.groups == geometry.in_channels && geometry.groups == geometry.out_channels;
+  if (geometry.kernel[0] > 1 && untouched(1) && untouched(2) && !depthwise) {
     geometry.input[2] *= geometry.input[1], geometry.output[2] *= geometry.output[1];
     for (int64_t(*field)[kMaxSpatial] : {&geometry.input, &geometry.kernel, &geometry.stride, &geometry.padding,
                                          &geometry.dilation, &geometry.output}) {

@@ -18,6 +18,7 @@ struct ConvProblem {
   Device device = Device::cpu;
   bool tf32 = false;    // on CUDA, float32 operands may be rounded to tf32
   bool packed = false;  // on the CPU, the weight is kept in the order in which the kernel reads it
+  Layout layout = Layout::channels_first;
 };
 
 // Axes that a kernel for the CPU need not tell apart become one: those that a kernel along z does not see and, as in a

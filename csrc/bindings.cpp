@@ -87,9 +87,10 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<Device>(m, "Device").value("cpu", Device::cpu).value("cuda", Device::cuda);
   m.def(
       "explain",
-      [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device, bool packed) {
+      [](const ConvGeometry& geometry, Pass pass, Dtype dtype, Device device, bool packed, bool channels_last) {
         ConvProblem problem{geometry, pass, dtype, device, device == Device::cuda && tf32_is_allowed(), packed};
-        if (device == Device::cpu) join_axes(problem.geometry);  // as the operators do
+        const bool one_pixel = device == Device::cpu && join_axes(problem.geometry);  // as the operators do
+        if (channels_last || one_pixel) problem.layout = Layout::channels_last;
         py::dict verdicts;
         for (int index = 0; index < kAlgorithms; ++index) {
           const auto algorithm = static_cast<Algorithm>(index);
@@ -100,7 +101,8 @@ PYBIND11_MODULE(_C, m) {
         }
         return py::make_tuple(algorithm_name(choose_algorithm(problem)), verdicts);
       },
-      py::arg("geometry"), py::arg("pass"), py::arg("dtype"), py::arg("device"), py::arg("packed"));
+      py::arg("geometry"), py::arg("pass"), py::arg("dtype"), py::arg("device"), py::arg("packed"),
+      py::arg("channels_last"));
   m.def(
       "workspace",
       [](const ConvGeometry& geometry, Pass pass, const std::string& algorithm, bool channels_last, int threads) {

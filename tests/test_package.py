@@ -179,7 +179,10 @@ def test_explain_convolution():
         ((1, 64, 56, 56), (64, 64, 7, 7), "winograd"),  # four segments
         ((1, 24, 56, 56), (144, 24, 1, 1), "direct"),  # sums of 24 terms
     ):
-        assert torch_convlab.explain_convolution(input_size, weight_size).chosen == chosen
+        last = {"memory_format": torch.channels_last}
+        assert torch_convlab.explain_convolution(input_size, weight_size, **last).chosen == chosen
+    with pytest.raises(ValueError, match="memory_format"):
+        torch_convlab.explain_convolution((1, 8, 9, 9), (8, 8, 3, 3), memory_format=torch.preserve_format)
     double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
     assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
     # Winograd transforms the weights of a map of four tiles in every call; a product finds them packed.

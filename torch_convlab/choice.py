@@ -29,6 +29,9 @@ class Choice:
     verdicts: dict[str, Verdict]
 
 
+_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
 def explain_convolution(
     input_size,
     weight_size,
@@ -41,6 +44,7 @@ def explain_convolution(
     dtype=torch.float32,
     device="cpu",
     packed=False,
+    memory_format=torch.contiguous_format,
 ) -> Choice:
     """Say which algorithm ``"auto"`` takes for a convolution, and what each algorithm says to it.
 
@@ -52,9 +56,10 @@ def explain_convolution(
         dtype: float32, float64, bfloat16 or float16.
         device: ``"cpu"`` or ``"cuda"``, as a string or `torch.device`; none need be there.
         packed: whether the weight is kept as the kernel reads it, as layers of a fused model keep it in eval mode.
+        memory_format: of the tensors, ``torch.contiguous_format``, ``torch.channels_last`` or ``channels_last_3d``.
 
     Raises:
-        ValueError: sizes, `pass_`, `dtype` or `device` that no convolution has.
+        ValueError: sizes, `pass_`, `dtype`, `device` or `memory_format` that no convolution has.
 
     >>> explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen
     'winograd'
@@ -87,7 +92,14 @@ def explain_convolution(
     kind = torch.device(device).type
     if kind not in _C.Device.__members__:
         raise ValueError(f"expected device to be one of {', '.join(_C.Device.__members__)}, got {device}")
+    if memory_format not in _FORMATS:
+        raise ValueError(f"expected memory_format to be one of {', '.join(map(str, _FORMATS))}, got {memory_format}")
     chosen, verdicts = _C.explain(
-        geometry, _C.Pass.__members__[pass_], _C.Dtype.__members__[name], _C.Device.__members__[kind], bool(packed)
+        geometry,
+        _C.Pass.__members__[pass_],
+        _C.Dtype.__members__[name],
+        _C.Device.__members__[kind],
+        bool(packed),
+        memory_format != torch.contiguous_format,
     )
     return Choice(chosen, {key: Verdict(reason or None, cost) for key, (reason, cost) in verdicts.items()})

@@ -70,7 +70,8 @@ struct Call {
             dtype_of(tensor.scalar_type(), "convolution"),
             on_cuda ? Device::cuda : Device::cpu,
             on_cuda && tf32_is_allowed(),
-            packed.has_value() && packed->defined()};
+            packed.has_value() && packed->defined(),
+            layout};
   }
 };
 

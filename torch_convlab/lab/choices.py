@@ -90,7 +90,10 @@ def explain_layer(
     actual, calls = pass_calls(problem, pass_, channels_last, dtype)
     geometry = problem.geometry
     columns = problem.stride, problem.padding, problem.dilation, problem.groups
-    choice = explain_convolution(problem.input_size, problem.weight_size, *columns, pass_=actual, dtype=dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    choice = explain_convolution(
+        problem.input_size, problem.weight_size, *columns, pass_=actual, dtype=dtype, memory_format=memory_format
+    )
     accepted = {name: verdict.cost for name, verdict in choice.verdicts.items() if verdict.refusal is None}
     cheapest = min(accepted.values())
     medians = {}

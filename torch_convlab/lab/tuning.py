@@ -102,7 +102,10 @@ def _tune(kind: replay.Distinct, pass_: str, channels_last: bool, before: dict) 
     call("auto")()
     new = set(backends.tuned()) - known
     columns = problem.stride, problem.padding, problem.dilation, problem.groups
-    expected = explain_convolution(problem.input_size, problem.weight_size, *columns, pass_=actual).chosen
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    expected = explain_convolution(
+        problem.input_size, problem.weight_size, *columns, pass_=actual, memory_format=memory_format
+    ).chosen
     format_name = "channels_last" if channels_last else "NCHW"
     if not new:  # measured already under another name: a 1x1 convolution and a linear layer, say
         return None
