@@ -188,7 +188,12 @@ def refusal(
 
 
 def choice(
-    case: ConvCase, pass_: str = "forward", dtype: torch.dtype = torch.float32, on: str | None = None, packed=False
+    case: ConvCase,
+    pass_: str = "forward",
+    dtype: torch.dtype = torch.float32,
+    on: str | None = None,
+    packed: bool = False,
+    format: str = "channels_first",
 ) -> torch_convlab.choice.Choice:
     """What explain_convolution says of a pass of this case on the device."""
     if case.transposed:  # the adjoint: see run_pass
@@ -205,6 +210,7 @@ def choice(
         dtype=dtype,
         device=on or KERNELS,
         packed=packed,
+        memory_format=torch.channels_last if format == "channels_last" else torch.contiguous_format,
     )
 
 

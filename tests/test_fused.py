@@ -46,7 +46,8 @@ def test_every_algorithm(case, dtype):
             allowed = bound(algorithm, dtype, case.reduction("forward"), reference, typical_magnitude(case, "forward"))
             assert_within(result, reference, allowed, f"{algorithm}, {format}")
             # Without a packed weight auto may take another one.
-            taken = helpers.choice(case, dtype=dtype, packed=True).chosen if algorithm == "auto" else algorithm
+            choice = helpers.choice(case, dtype=dtype, packed=True, format=format)
+            taken = choice.chosen if algorithm == "auto" else algorithm
             again = conv_fused(given, weight, bias, residual, True, *parts, algorithm=taken)
             assert torch.equal(result, again), (algorithm, taken, format)
             plain = conv_fused(given, weight, bias, residual, False, *parts, algorithm=algorithm)
