@@ -177,7 +177,7 @@ double taps_inside(const ConvGeometry& g) {
 // whose lanes are read channels or neighbouring pixels instead. Where the CPU multiplies pairs of bfloat16, a matrix
 // product does so twice as fast, but must pack both operands in backward weight; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
-  constexpr double per_gathered = 8;
+  constexpr double per_gathered = 8, per_sum = 1.5;
   constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
   constexpr int64_t few = 8, lanes = 16, few_filters = 4;
   const ConvGeometry& g = problem.geometry;
@@ -201,7 +201,11 @@ double implicit_gemm_cost(const ConvProblem& problem) {
              packing;
   }
   const double product = !pairs ? 1 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
-  return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written))) + packing;
+  // Sums of one or two terms cost what is around them.
+  const double around =
+      problem.pass == Pass::backward_weight ? 0 : per_sum / static_cast<double>(std::max<int64_t>(1, read * g.taps()));
+  return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +
+         packing;
 }
 
 // Of float32 or float64.
@@ -258,7 +262,8 @@ double inner_product_cost(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const double pixels = static_cast<double>(g.batch * g.input_pixels());
   const double products = pixels * static_cast<double>(g.out_channels) * in_whole_vectors(g.in_channels_per_group());
-  const double gathered = per_gathered * pixels * static_cast<double>(g.in_channels + g.out_channels);
+  const bool apart = problem.layout == Layout::channels_first;
+  const double gathered = apart ? per_gathered * pixels * static_cast<double>(g.in_channels + g.out_channels) : 0;
   if (problem.pass != Pass::forward) return backward * products + gathered;
   return forward * products + per_output * pixels * static_cast<double>(g.out_channels) + gathered;
 }
