@@ -202,8 +202,8 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   }
   const double product = !pairs ? 1 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
   // Sums of one or two terms cost what is around them.
-  const double around =
-      problem.pass == Pass::backward_weight ? 0 : per_sum / static_cast<double>(std::max<int64_t>(1, read * g.taps()));
+  const auto terms = static_cast<double>(std::max<int64_t>(1, read * g.taps()));
+  const double around = problem.pass == Pass::backward_weight ? 0 : per_sum / (terms * terms);
   return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +
          packing;
 }
@@ -217,7 +217,7 @@ int64_t lanes_of(Dtype dtype) {
 
 // Groups whose written channels fill vectors have a matrix product's tile, fitted on a Zen 3.
 double direct_groups_cost(const ConvProblem& problem, int64_t written) {
-  constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, short_sum = 64;
+  constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, shortest_sum = 8, short_sum = 64;
   const ConvGeometry& g = problem.geometry;
   const int64_t lanes = lanes_of(problem.dtype);
   const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
@@ -226,7 +226,8 @@ double direct_groups_cost(const ConvProblem& problem, int64_t written) {
   // lines that are transposed on the way in and out.
   constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.2;
   const bool strided = g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1;
-  const bool pointwise = g.taps() == 1 && !strided && (read < short_sum || static_cast<double>(written) <= 2 * read);
+  const bool pointwise = g.taps() == 1 && !strided && read >= shortest_sum &&
+                         (read < short_sum || static_cast<double>(written) <= 2 * read);
   const double each = (g.groups > 1 || pointwise ? gain
                        : strided                 ? dense_strided
                                                  : dense) *

@@ -12,9 +12,9 @@
 // Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
 // counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
 // transforms some channels of it, and multiplies all tiles with them while they are in cache.
-// Memory: many tiles, 36 weights packed for each filter, channel and part (4 x those of a 3x3 kernel), and per thread
-// the rows of a block x (channels + panel); few tiles, the rows of at most kFewTiles x channels shared, and per thread
-// one panel's chunk. Never proportional to the batch.
+// Memory: many tiles, 36 weights (6 of one line of taps) packed for each filter, channel and cell (4 x those of a 3x3
+// kernel), and per thread the rows of a block x (channels + panel); few tiles, the rows of at most kFewTiles x channels
+// shared, and per thread one panel's chunk. Never proportional to the batch.
 #pragma once
 #include "conv_lines.h"
 #include "conv_winograd_shallow.h"
