@@ -34,19 +34,20 @@ def _shapes(options) -> list[tuple[int, shapes.ConvShape]]:
     return [(options.batch, shape) for shape in chosen]
 
 
+def _worth_trying(choice) -> list[str]:
+    limit = HOPELESS * choice.verdicts[choice.chosen].cost
+    return [name for name, verdict in choice.verdicts.items() if verdict.refusal is None and verdict.cost <= limit]
+
+
 def _measure(shape: shapes.ConvShape, batch: int, options) -> dict:
     operands = conv.operands(shape, batch, conv.DTYPES[options.dtype], options.pass_)
     reference = conv.calls(shape, options.pass_, *(tensor.double() for tensor in operands), "auto")[0]()
     choices = {label: conv.explain(shape, operands, options.pass_, label == "nhwc") for label in ("nchw", "nhwc")}
-    chosen = {choice.chosen for choice in choices.values()}
-    choice = choices["nhwc"]
-    limit = HOPELESS * choice.verdicts[choice.chosen].cost
-    verdicts = {name: verdict for name, verdict in choice.verdicts.items() if verdict.refusal is None}
-    tried = [name for name, verdict in verdicts.items() if verdict.cost <= limit or name in chosen]
+    tried = {name for choice in choices.values() for name in _worth_trying(choice)}
     errors, contenders = {}, {}
     for label, tensors in (("nchw", operands), ("nhwc", [conv.in_channels_last(tensor) for tensor in operands])):
         errors[f"torch {label}"] = conv.error(conv.calls(shape, options.pass_, *tensors, "auto")[0](), reference)
-        for name in tried:
+        for name in sorted(tried):
             call = conv.calls(shape, options.pass_, *tensors, name)[1]
             errors[f"{name} {label}"] = conv.error(call(), reference)
             contenders[f"{name} {label}"] = call
@@ -57,7 +58,7 @@ def _measure(shape: shapes.ConvShape, batch: int, options) -> dict:
     ]
     return {
         "shape": f"{batch}x{shape.name}",
-        "chosen": choice.chosen,
+        "chosen": choices["nhwc"].chosen,
         "regret": max(regrets),
         "regret_by_format": regrets,
         "microseconds": {name: timing.median(name) * 1e6 for name in contenders},

@@ -1,6 +1,7 @@
 // The constants of the cost model were fitted on one core of a Zen 5 with AVX-512 against the layers of ResNet-50,
-// VGG-16 and MobileNetV2 at batch 1 and 8. They are ratios of work to work, so they move little with the machine. It is
-// plain arithmetic on the geometry and the dtype: the same choice on every run and for every number of threads.
+// VGG-16 and MobileNetV2 at batch 1 and 8; those said to be fitted on a Zen 3 have not met AVX-512. They are ratios of
+// work to work, so they move little with the machine. It is plain arithmetic on the geometry, the dtype and the memory
+// format: the same choice on every run and for every number of threads.
 #include "algorithm_choice.h"
 
 #include <algorithm>
@@ -38,7 +39,7 @@ std::string winograd_excludes(const ConvGeometry& g, bool in_words) {
   if (g.kernel[1] <= g.stride[1] && g.kernel[2] <= g.stride[2])
     return because(in_words, "winograd needs windows that overlap along one of the last two axes, but kernel is ",
                    g.kernel, " and stride is ", g.stride);
-  if (winograd_cut(g).taps[1] == 0)
+  if (!winograd_cut(g).possible)
     return because(in_words, "winograd cuts kernels into at most ", WinogradCut::kMostSegments,
                    " segments of a few taps along each of the last two axes, but kernel is ", g.kernel,
                    " and stride is ", g.stride);
@@ -80,6 +81,24 @@ int64_t read_channels(const ConvProblem& problem) {
   return problem.pass == Pass::backward_input ? g.out_channels_per_group() : g.in_channels_per_group();
 }
 
+// On the side that is written; of the weight's gradient, the filters.
+int64_t written_channels(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.geometry;
+  return problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+}
+
+bool strided(const ConvGeometry& g) { return g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1; }
+
+// Whether a matrix product multiplies two neighbours at a time.
+bool in_pairs(const ConvProblem& problem) { return problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16(); }
+
+// Of a vector of float32 or float64.
+int64_t lanes_of(Dtype dtype) {
+  const cpu::Capability capability = cpu::capability();
+  const int64_t lanes = capability == cpu::Capability::avx512 ? 16 : capability == cpu::Capability::avx2 ? 8 : 4;
+  return dtype == Dtype::float64 ? lanes / 2 : lanes;
+}
+
 // What the kernels for the CPU refuse besides.
 std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
@@ -108,49 +127,49 @@ double in_whole_vectors(int64_t channels) { return static_cast<double>((channels
 double winograd_cost(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const WinogradCut cut = winograd_cut(g);
-  const bool forward = problem.pass != Pass::backward_input, line = cut.taps[0] == 1 || cut.taps[1] == 1;
+  const bool forward = problem.pass != Pass::backward_input, line = cut.axis[0].taps == 1 || cut.axis[1].taps == 1;
   const int64_t* written = forward ? g.output : g.input;
   // Per row and channel; by halves, forward, tiles are of 9x9 pixels, none of them read twice.
   const double per_output = 12, per_input = cut.halves && forward ? 24 : 12;
-  const int64_t read_channels = forward ? g.in_channels_per_group() : g.out_channels_per_group();
-  const int64_t written_channels = forward ? g.out_channels_per_group() : g.in_channels_per_group();
+  const int64_t channels = read_channels(problem), filters = written_channels(problem);
   // Rows of the matrix products along an axis.
-  const auto rows = [&](int axis) {
+  const auto rows = [&](int index) {
+    const WinogradAxis& axis = cut.axis[index];
     // Those of one residue, with dilation; the parts of a strided image are channels of what is read or, in backward
     // input, written.
-    const int64_t step = forward ? cut.spread[axis] : cut.spread[axis] * cut.parts[axis], taps = cut.taps[axis];
-    const int64_t outputs = ceil_divide(written[axis + 1], step);
+    const int64_t step = forward ? axis.spread : axis.spread * axis.parts;
+    const int64_t outputs = ceil_divide(written[index + 1], step);
     if (cut.halves) return 2 * outputs + ceil_divide<int64_t>(outputs, 4);
-    if (taps == 3 && !line) return outputs + 2 * ceil_divide<int64_t>(outputs, 4);
-    return cut.points(axis) * ceil_divide(outputs, cut.outputs(axis));
+    if (axis.taps == 3 && !line) return outputs + 2 * ceil_divide<int64_t>(outputs, 4);
+    return axis.points() * ceil_divide(outputs, axis.outputs());
   };
   const bool weight = problem.pass == Pass::backward_weight;
-  const auto points = static_cast<double>(cut.points(0) * cut.points(1));
-  const double images = static_cast<double>(g.batch * written[0] * cut.spread[0] * cut.spread[1]);
+  const auto points = static_cast<double>(cut.axis[0].points() * cut.axis[1].points());
+  const double images = static_cast<double>(g.batch * written[0] * cut.spread());
   const double tiles = images * static_cast<double>(rows(0) * rows(1)) / points;
   // Few tiles transform the weights piece by piece, in every call.
   const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
   // Each tap along z and each cell reads channels of its own.
-  const auto parts = static_cast<double>(cut.parts[0] * cut.parts[1]);
+  const auto parts = static_cast<double>(cut.parts());
   const double read_cells =
-      static_cast<double>(g.kernel[0] * cut.segments[0] * cut.segments[1]) * (forward ? parts : 1);
+      static_cast<double>(g.kernel[0] * cut.axis[0].segments * cut.axis[1].segments) * (forward ? parts : 1);
   const double written_parts = forward ? 1 : parts;
-  const double read = read_cells * static_cast<double>(read_channels);
-  const double c = read_cells * in_whole_vectors(read_channels);
-  const double k = written_parts * in_whole_vectors(written_channels);
+  const double read = read_cells * static_cast<double>(channels);
+  const double c = read_cells * in_whole_vectors(channels);
+  const double k = written_parts * in_whole_vectors(filters);
   // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
   const double round = cut.halves ? 144 : 128 * 36 / points;
   const double rounds = weight ? 1 + std::ceil(tiles / round) : 1;
   const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
-  const int64_t vector = cpu::capability() == cpu::Capability::avx512 ? 16 : 8;
+  const int64_t vector = lanes_of(problem.dtype);
   // Rows of backward weight's products: cells are filled up to whole vectors, unless they are joined.
-  const bool joined = cut.parts[1] > 1 && cut.segments[1] == 1 && read_channels < vector;
-  const auto lanes = static_cast<double>(ceil_divide(read_channels, vector) * vector);
-  const double filled =
-      weight && cut.cells() > 1 && !joined ? lanes / static_cast<double>(std::max<int64_t>(1, read_channels)) : 1;
+  const auto lanes = static_cast<double>(ceil_divide(channels, vector) * vector);
+  const double filled = weight && cut.cells() > 1 && !cut.joined(channels, vector)
+                            ? lanes / static_cast<double>(std::max<int64_t>(1, channels))
+                            : 1;
   // The products of groups of one vector are too small to be fast.
-  const double narrow = g.groups > 1 && written_channels < 2 * vector && !weight ? 2.5 : 1;
-  const double scattered = cut.spread[0] > 1 || cut.spread[1] > 1 ? 1.2 : 1;
+  const double narrow = g.groups > 1 && filters < 2 * vector && !weight ? 2.5 : 1;
+  const double scattered = cut.spread() > 1 ? 1.2 : 1;
   const double lines = line ? 1.3 : 1;  // fitted on a Zen 3
   return narrow * scattered * lines * points * static_cast<double>(g.groups) * (tiles * read * filled * k + transforms);
 }
@@ -181,12 +200,11 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
   constexpr int64_t few = 8, lanes = 16, few_filters = 4;
   const ConvGeometry& g = problem.geometry;
-  int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
+  int64_t written = written_channels(problem);
   // There the tensors exchange roles (conv_gemm_weight.h).
-  const bool unit_stride = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
-  if (problem.pass == Pass::backward_weight && g.groups == 1 && unit_stride && written <= few_filters && g.taps() > 1)
+  if (problem.pass == Pass::backward_weight && g.groups == 1 && !strided(g) && written <= few_filters && g.taps() > 1)
     written = std::max(written, g.in_channels);
-  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
+  const bool pairs = in_pairs(problem);
   const int64_t read = read_channels(problem);
   const double inside = problem.pass == Pass::backward_weight ? 1 : taps_inside(g);
   const double multiply_adds = static_cast<double>(g.multiply_adds()) * inside;
@@ -208,28 +226,20 @@ double implicit_gemm_cost(const ConvProblem& problem) {
          packing;
 }
 
-// Of float32 or float64.
-int64_t lanes_of(Dtype dtype) {
-  const cpu::Capability capability = cpu::capability();
-  const int64_t lanes = capability == cpu::Capability::avx512 ? 16 : capability == cpu::Capability::avx2 ? 8 : 4;
-  return dtype == Dtype::float64 ? lanes / 2 : lanes;
-}
-
 // Groups whose written channels fill vectors have a matrix product's tile, fitted on a Zen 3.
-double direct_groups_cost(const ConvProblem& problem, int64_t written) {
+double direct_groups_cost(const ConvProblem& problem) {
   constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, shortest_sum = 8, short_sum = 64;
   const ConvGeometry& g = problem.geometry;
-  const int64_t lanes = lanes_of(problem.dtype);
+  const int64_t written = written_channels(problem), lanes = lanes_of(problem.dtype);
   const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
   const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
   // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
   // lines that are transposed on the way in and out.
   constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.2;
-  const bool strided = g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1;
-  const bool pointwise = g.taps() == 1 && !strided && read >= shortest_sum &&
+  const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
   const double each = (g.groups > 1 || pointwise ? gain
-                       : strided                 ? dense_strided
+                       : strided(g)              ? dense_strided
                                                  : dense) *
                       (problem.layout == Layout::channels_last ? 1 : transposed);
   return static_cast<double>(g.multiply_adds()) * filled * each *
@@ -242,17 +252,16 @@ double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
   constexpr double windows = 3, strided_windows = 7, weights = 1.7;
   const ConvGeometry& g = problem.geometry;
-  const int64_t written = problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
-  const bool pairs = problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16();
-  if (problem.pass != Pass::backward_weight && written >= lanes_of(problem.dtype) && !pairs)
-    return direct_groups_cost(problem, written);
+  const int64_t written = written_channels(problem);
+  if (problem.pass != Pass::backward_weight && written >= lanes_of(problem.dtype) && !in_pairs(problem))
+    return direct_groups_cost(problem);
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
   // Windows are of 8 neighbouring pixels of a line.
   const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
-  const bool strided = problem.pass == Pass::forward && (g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1);
-  const double each = problem.pass == Pass::backward_weight ? weights : strided ? strided_windows : windows;
+  const bool stepped = problem.pass == Pass::forward && strided(g);
+  const double each = problem.pass == Pass::backward_weight ? weights : stepped ? strided_windows : windows;
   return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) + packing_cost(problem);
 }
 

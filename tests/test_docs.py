@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib
 import re
@@ -25,6 +26,22 @@ def test_links_pictures_and_files_exist(page):
     for name in re.findall(r"`((?:csrc|examples|tests|bench|docs)/[\w./]+\w)`", text):
         if "conv_fourier" not in name:  # the guide's imagined algorithm
             assert (DOCS.parent / name).exists(), name
+
+
+def test_few_products_are_of_few_tiles():
+    """The share that docs/algorithms/implicit_gemm.md gives for not splitting sums over threads."""
+    few = every = 0
+    for row in csv.DictReader((DOCS.parent / "bench/timm_convolutions.csv").open()):
+        layer = {name: int(value) for name, value in row.items()}
+        if layer["k_h"] * layer["k_w"] != 1:
+            continue
+        height, width = ((layer[f"{a}_in"] + 2 * layer[f"p_{a}"] - 1) // layer[f"s_{a}"] + 1 for a in "hw")
+        pixels, filters = height * width, layer["c_out"] // layer["groups"]
+        multiply_adds = layer["layers"] * pixels * filters * layer["c_in"]
+        every += multiply_adds
+        few += multiply_adds * (-(-pixels // 6) * -(-filters // 64) * layer["groups"] < 48 and pixels > 1)
+    assert f"{few / every:.1%}".replace("%", " %") == "0.2 %"
+    assert "0.2 % are in products of less than 48 tiles" in (DOCS / "algorithms/implicit_gemm.md").read_text()
 
 
 def test_pictures_are_small_and_whole():

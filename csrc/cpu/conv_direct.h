@@ -9,6 +9,7 @@
 #pragma once
 #include "conv_direct_groups.h"
 #include "conv_direct_weight.h"
+#include "conv_strips.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -25,20 +26,14 @@ class DirectTransfer {
     const int64_t columns = phase.axis[2].count, rows = phase.axis[1].count;
     segment_ = std::min(round_up(columns, kWindowPixels), kSegment);
     segments_ = std::max<int64_t>(1, divide_up(columns, segment_));
-    for (int64_t index = 0; index < t_.phase_count; ++index) {
-      const Phase each = t_.phase(index);
-      slots_ = std::max(slots_, slots(each.axis[2]));
-      planes_read_ = std::max(planes_read_, each.axis[0].taps);
-      reach_ = std::max(reach_, each.axis[1].reach());
-    }
+    reach_ = StripReach(t_, segment_);
     planes_ = phase.axis[0].count;
-    row_step_ = phase.axis[1].read_step;
-    line_size_ = slots_ * pixel_size();
+    line_size_ = reach_.slots * pixel_size();
     const int64_t others = t_.geometry.batch * blocks_ * phase.axis[0].count * segments_ * t_.phase_count;
-    strip_ = std::clamp<int64_t>(rows, 1, kStrip);
-    while (strip_ > 1 && (spread_size() * static_cast<int64_t>(sizeof(A)) > kSpreadBytes ||
-                          others * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
-      strip_ = divide_up(strip_, 2);
+    strip_ = strip_rows(std::clamp<int64_t>(rows, 1, kStrip), [&](int64_t strip) {
+      return spread_size(strip) * static_cast<int64_t>(sizeof(A)) > kSpreadBytes ||
+             others * divide_up(rows, strip) < enough_tasks(arguments.threads);
+    });
     strips_ = std::max<int64_t>(1, divide_up(rows, strip_));
   }
 
@@ -88,7 +83,7 @@ class DirectTransfer {
     const int64_t read_channels = t_.read_channels * t_.geometry.groups;
     const T* image = t_.read + n * t_.read_pixels() * read_channels;
     const SpreadLines<T> spreading(arguments_.layout, t_.read_size, read_channels, block,
-                                   x * ax->read_step + ax->offset_first, slots(*ax));
+                                   x * ax->read_step + ax->offset_first, slots_of(*ax, segment_));
     const int64_t height = (rows - 1) * ay->read_step + ay->reach();
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t line = 0; line < height; ++line)
@@ -129,7 +124,7 @@ class DirectTransfer {
     A* staged;  // [pixel][lane] of one line, then transposed
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(spread_size()), carver.take<A>(slots_ * lanes<A>),
+    return {carver.take<A>(spread_size(strip_)), carver.take<A>(reach_.slots * lanes<A>),
             carver.take<A>(2 * round_up(segment_, lanes<A>) * lanes<A>)};
   }
 
@@ -142,12 +137,9 @@ class DirectTransfer {
     for (AxisPhase& axis : phase.axis) axis = axis.ascending();
     return phase;
   }
-  int64_t slots(const AxisPhase& axis) const {
-    return (segment_ - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
-  }
   int64_t pixel_size() const { return t_.read_channels * lanes<A>; }
-  // Of the spread lines of a strip, in elements.
-  int64_t spread_size() const { return planes_read_ * ((strip_ - 1) * row_step_ + reach_) * line_size_; }
+  // Of the spread lines of a strip of so many rows, in elements.
+  int64_t spread_size(int64_t rows) const { return reach_.planes * reach_.lines_of(rows) * line_size_; }
 
   // The usual numbers of neighbouring taps are unrolled.
   template <int Step>
@@ -206,8 +198,8 @@ class DirectTransfer {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_;
-  int64_t blocks_, segment_, segments_, strip_, strips_, planes_, row_step_;
-  int64_t slots_ = 1, planes_read_ = 0, reach_ = 1, line_size_ = 0;  // the most that any phase needs
+  int64_t blocks_, segment_, segments_, strip_, strips_, planes_, line_size_ = 0;
+  StripReach reach_;
 };
 
 template <class T>

@@ -10,6 +10,7 @@
 #include "conv_gather.h"
 #include "conv_lines.h"
 #include "conv_panels.h"
+#include "conv_strips.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -127,19 +128,13 @@ class DirectGroups {
     const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
     segments_ = divide_up(columns, kSegment);
     segment_ = divide_up(columns, segments_);
-    for (int64_t index = 0; index < t_.phase_count; ++index) {
-      const Phase each = t_.phase(index);
-      slots_ = std::max(slots_, slots(each.axis[2], segment_ + kMostPixels));
-      planes_read_ = std::max(planes_read_, each.axis[0].taps);
-      reach_ = std::max(reach_, each.axis[1].reach());
-    }
-    row_step_ = phase.axis[1].read_step;
+    reach_ = StripReach(t_, segment_ + kMostPixels);
     planes_ = std::max<int64_t>(1, phase.axis[0].count);
     const int64_t others = t_.phase_count * g.batch * blocks_ * planes_ * segments_;
-    strip_ = std::min(rows, kStrip);
-    while (strip_ > 1 && (strip_size() / Strip::kPitch * used_pitch * static_cast<int64_t>(sizeof(A)) > kStripBytes ||
-                          others * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
-      strip_ = divide_up(strip_, 2);
+    strip_ = strip_rows(std::min(rows, kStrip), [&](int64_t strip) {
+      return strip_pixels(strip) * used_pitch * static_cast<int64_t>(sizeof(A)) > kStripBytes ||
+             others * divide_up(rows, strip) < enough_tasks(arguments.threads);
+    });
     strips_ = divide_up(rows, strip_);
   }
 
@@ -214,17 +209,12 @@ class DirectGroups {
     StripTap* taps;
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(strip_size()), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
+    return {carver.take<A>(strip_pixels(strip_) * Strip::kPitch), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
             carver.take<A>(kPanel<A>), carver.take<StripTap>(t_.geometry.taps())};
   }
 
-  // Pixels that `columns` written ones of a line read.
-  static int64_t slots(const AxisPhase& axis, int64_t columns) {
-    return (columns - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
-  }
-  int64_t line_size() const { return slots_ * Strip::kPitch; }
-  int64_t lines_of(int64_t rows) const { return (rows - 1) * row_step_ + reach_; }
-  int64_t strip_size() const { return planes_read_ * lines_of(strip_) * line_size(); }
+  int64_t line_size() const { return reach_.slots * Strip::kPitch; }
+  int64_t strip_pixels(int64_t rows) const { return reach_.planes * reach_.lines_of(rows) * reach_.slots; }
 
   int64_t list_taps(const Phase& phase, StripTap* taps) const {
     const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
@@ -232,7 +222,8 @@ class DirectGroups {
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t jy = 0; jy < ay->taps; ++jy)
         for (int64_t jx = 0; jx < ax->taps; ++jx)
-          *tap++ = {(jz * lines_of(strip_) + jy * ay->offset_step) * line_size() + jx * ax->offset_step * Strip::kPitch,
+          *tap++ = {(jz * reach_.lines_of(strip_) + jy * ay->offset_step) * line_size() +
+                        jx * ax->offset_step * Strip::kPitch,
                     t_.tap_index(az->tap(jz), ay->tap(jy), ax->tap(jx)) * reads_};
     return tap - taps;
   }
@@ -243,17 +234,17 @@ class DirectGroups {
     const int64_t plane = t_.read_pixels(), height = t_.read_size[1], width = t_.read_size[2];
     const int64_t channels = groups * reads_, all_channels = reads_ * t_.geometry.groups;
     const int64_t x = pixel.x * ax->read_step + ax->offset_first;
-    const int64_t begin = std::clamp<int64_t>(-x, 0, slots_), end = std::clamp(width - x, begin, slots_);
+    const int64_t begin = std::clamp<int64_t>(-x, 0, reach_.slots), end = std::clamp(width - x, begin, reach_.slots);
     const T* image = t_.read + pixel.n * plane * all_channels + first_group * reads_ * (last_ ? 1 : plane);
     for (int64_t jz = 0; jz < az->taps; ++jz)
-      for (int64_t line = 0; line < (rows - 1) * row_step_ + ay->reach(); ++line) {
+      for (int64_t line = 0; line < (rows - 1) * ay->read_step + ay->reach(); ++line) {
         const int64_t z = pixel.z * az->read_step + az->offset(jz);
         const int64_t y = pixel.y * ay->read_step + ay->offset_first + line;
-        A* to = lines + (jz * lines_of(strip_) + line) * line_size();
+        A* to = lines + (jz * reach_.lines_of(strip_) + line) * line_size();
         const bool outside = z < 0 || z >= t_.read_size[0] || y < 0 || y >= height || begin == end;
-        std::fill(to, to + (outside ? slots_ : begin) * Strip::kPitch, A(0));
+        std::fill(to, to + (outside ? reach_.slots : begin) * Strip::kPitch, A(0));
         if (outside) continue;
-        std::fill(to + end * Strip::kPitch, to + slots_ * Strip::kPitch, A(0));
+        std::fill(to + end * Strip::kPitch, to + reach_.slots * Strip::kPitch, A(0));
         const int64_t first = (z * height + y) * width + x + begin;
         to += begin * Strip::kPitch;
         if (last_)
@@ -292,8 +283,8 @@ class DirectGroups {
   Transfer<T> t_;
   bool last_;
   int64_t reads_, together_, blocks_;  // channels of a group, groups of a block
-  int64_t segment_, segments_, strip_, strips_, planes_, row_step_;
-  int64_t slots_ = 1, planes_read_ = 0, reach_ = 1;  // the most that any phase needs
+  int64_t segment_, segments_, strip_, strips_, planes_;
+  StripReach reach_;
   WeightPanels<T> weights_;
 };
 

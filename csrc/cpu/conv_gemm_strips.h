@@ -12,6 +12,7 @@
 #pragma once
 #include "conv_gemm_channels_last.h"
 #include "conv_lines.h"
+#include "conv_strips.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -36,19 +37,13 @@ class GemmStrips {
     const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
     segments_ = divide_up(columns, kPixels);
     segment_ = divide_up(columns, segments_);
-    for (int64_t index = 0; index < t_.phase_count; ++index) {
-      const Phase each = t_.phase(index);
-      planes_ = std::max(planes_, each.axis[0].taps);
-      reach_ = std::max(reach_, each.axis[1].reach());
-      slots_ = std::max(slots_, slots(each.axis[2], segment_));
-    }
-    row_step_ = phase.axis[1].read_step;
+    reach_ = StripReach(t_, segment_);
     images_ = g.batch * std::max<int64_t>(1, phase.axis[0].count);
-    strip_ = std::clamp<int64_t>(kPixels / segment_, 1, rows);
     const int64_t others = t_.phase_count * g.groups * images_ * segments_, enough = enough_tasks(arguments.threads);
-    while (strip_ > 1 && strip_size() * static_cast<int64_t>(sizeof(A)) > kStripBytes) strip_ = divide_up(strip_, 2);
-    while (strip_ > 1 && strip_ * segment_ > kFewestPixels && others * divide_up(rows, strip_) < enough)
-      strip_ = divide_up(strip_, 2);
+    strip_ = strip_rows(std::clamp<int64_t>(kPixels / segment_, 1, rows), [&](int64_t strip) {
+      return strip_size(strip) * static_cast<int64_t>(sizeof(A)) > kStripBytes ||
+             (strip * segment_ > kFewestPixels && others * divide_up(rows, strip) < enough);
+    });
     strips_ = divide_up(rows, strip_);
     strip_ = divide_up(rows, strips_);
     weights_ = WeightPanels<T>(arguments_, t_, channels_, lines_);
@@ -119,16 +114,12 @@ class GemmStrips {
   };
   Scratch carve(Carver& carver) const {
     const int64_t taps = t_.geometry.taps(), pixels = strip_ * segment_;
-    return {carver.take<A>(strip_size() + lanes<A>), carver.take<A>(pixels * kPanel<A>), carver.take<A>(kPanel<A>),
-            carver.take<const A*>(taps * pixels),    carver.take<const A*>(taps),        carver.take<A*>(pixels)};
+    return {
+        carver.take<A>(strip_size(strip_) + lanes<A>), carver.take<A>(pixels * kPanel<A>), carver.take<A>(kPanel<A>),
+        carver.take<const A*>(taps * pixels),          carver.take<const A*>(taps),        carver.take<A*>(pixels)};
   }
 
-  // Pixels that `columns` written ones of a line read.
-  static int64_t slots(const AxisPhase& axis, int64_t columns) {
-    return (columns - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
-  }
-  int64_t strip_lines(int64_t rows) const { return (rows - 1) * row_step_ + reach_; }
-  int64_t strip_size() const { return planes_ * strip_lines(strip_) * slots_ * pixel_; }
+  int64_t strip_size(int64_t rows) const { return reach_.planes * reach_.lines_of(rows) * reach_.slots * pixel_; }
   int64_t segment_depth() const { return channels_ * (lines_ ? t_.geometry.kernel[2] : 1); }
   int64_t segment_count(const Phase& phase) const {
     return phase.axis[0].taps * phase.axis[1].taps * (lines_ ? 1 : phase.axis[2].taps);
@@ -139,13 +130,13 @@ class GemmStrips {
     const int64_t plane = t_.read_pixels(), height = t_.read_size[1], width = t_.read_size[2];
     const int64_t first_y = strip.y * ay->read_step + ay->offset_first;
     const int64_t first_x = strip.x * ax->read_step + ax->offset_first;
-    const int64_t slots = this->slots(*ax, strip.columns);
+    const int64_t slots = slots_of(*ax, strip.columns);
     const int64_t begin = std::clamp<int64_t>(-first_x, 0, slots), end = std::clamp(width - first_x, begin, slots);
     const T* image = t_.read + (strip.n * t_.geometry.groups + group) * channels_ * plane;
     for (int64_t jz = 0; jz < az->taps; ++jz)
-      for (int64_t line = 0; line < strip_lines(strip.rows); ++line) {
+      for (int64_t line = 0; line < reach_.lines_of(strip.rows); ++line) {
         const int64_t z = strip.z * az->read_step + az->offset(jz), y = first_y + line;
-        A* to = lines + (jz * strip_lines(strip_) + line) * slots_ * pixel_;
+        A* to = lines + (jz * reach_.lines_of(strip_) + line) * reach_.slots * pixel_;
         if (z < 0 || z >= t_.read_size[0] || y < 0 || y >= height || begin == end) {
           std::fill(to, to + slots * pixel_, A(0));
           continue;
@@ -162,14 +153,15 @@ class GemmStrips {
 
   void point_at_pixels(const Phase& phase, const Strip& strip, const Scratch& s) const {
     const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
-    const int64_t pixels = strip.pixels(), line = slots_ * pixel_, step = ax->read_step * pixel_;
+    const int64_t pixels = strip.pixels(), line = reach_.slots * pixel_, step = ax->read_step * pixel_;
     for (int64_t p = 0; p < pixels; ++p) s.outputs[p] = s.sums + p * kPanel<A>;
     const A** row = s.rows;
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t jy = 0; jy < ay->taps; ++jy)
         for (int64_t jx = 0; jx < (lines_ ? 1 : ax->taps); ++jx)
           for (int64_t y = 0; y < strip.rows; ++y) {
-            const A* first = s.lines + (jz * strip_lines(strip_) + y * row_step_ + jy * ay->offset_step) * line +
+            const A* first = s.lines +
+                             (jz * reach_.lines_of(strip_) + y * reach_.row_step + jy * ay->offset_step) * line +
                              jx * ax->offset_step * pixel_;
             for (int64_t x = 0; x < strip.columns; ++x, first += step) *row++ = first;
           }
@@ -223,8 +215,8 @@ class GemmStrips {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool lines_;
-  int64_t channels_, pixel_, images_, segment_, segments_, strip_ = 1, strips_, row_step_;
-  int64_t planes_ = 1, reach_ = 1, slots_ = 1;  // read for a strip: the most that any phase needs
+  int64_t channels_, pixel_, images_, segment_, segments_, strip_ = 1, strips_;
+  StripReach reach_;
   WeightPanels<T> weights_;
   int64_t column_blocks_, block_panels_;
 };

@@ -38,12 +38,11 @@ class WeightPanels {
     const T* source = arguments_->weight + t_->weight_offset(*arguments_, group, 0, first);
     const int64_t read_stride = t_->weight_offset(*arguments_, 0, 1, 0);
     const int64_t written_stride = t_->weight_offset(*arguments_, 0, 0, 1);
-    const WeightBlock<T> block{source + tap * arguments_->weight_stride_tap, read_stride, written_stride, read,
-                               columns};
+    WeightBlock<T> block{source, read_stride, written_stride, read, columns};
     if constexpr (products<S> == 1)
       if (taps > 1 && arguments_->weight_stride_tap == 1 && tap_depth_ == read)
-        return pack_channels({source, read_stride, written_stride, read, columns}, read * tap / taps,
-                             read * (tap + 1) / taps, width, at(group, panel));
+        return pack_channels(block, read * tap / taps, read * (tap + 1) / taps, width, at(group, panel));
+    block.source += tap * arguments_->weight_stride_tap;
     const int64_t place = place_of(tap), begin = place * tap_depth_;
     const int64_t end = place + 1 == taps ? depth_ : begin + tap_depth_;
     pack_columns(block, begin, end, width, at(group, panel));

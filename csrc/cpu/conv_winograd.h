@@ -17,7 +17,7 @@ struct Winograd {
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     const WinogradCut cut = winograd_cut(arguments.geometry);
     if (cut.halves) return with_cut<Halves>(arguments, body);
-    switch (cut.taps[0] * 10 + cut.taps[1]) {
+    switch (cut.axis[0].taps * 10 + cut.axis[1].taps) {
       case 13:
         return with_cut<SixPoints<1, 3>>(arguments, body);
       case 14:

@@ -114,18 +114,18 @@ class WinogradBlocks {
         last_(arguments.layout == Layout::channels_last),
         forward_(arguments.pass == Pass::forward),
         cut_(winograd_cut(t_.geometry)),
-        runs_(runs_of<T>(cut_, forward_, t_.read_channels, arguments.layout)) {
+        runs_(forward_ ? cut_ : cut_.without_parts(), t_.read_channels, arguments.layout) {
     for (int axis = 0; axis < 2; ++axis) {
       const int64_t size = t_.written_size[axis + 1], padding = t_.geometry.padding[axis + 1];
-      const int64_t parts = cut_.parts[axis];
-      outputs_[axis] = forward_ || parts == 1 ? divide_up(size, cut_.spread[axis])
+      const int64_t parts = cut_.axis[axis].parts;
+      outputs_[axis] = forward_ || parts == 1 ? divide_up(size, cut_.axis[axis].spread)
                                               : (size - 1 + padding) / parts - padding / parts + 1;
       if (Cut::kHalves && !forward_) outputs_[axis] = divide_up(size, 2);
       tiles_[axis] = divide_up(outputs_[axis], Cut::M[axis]);
     }
     part_panels_ = divide_up(t_.written_channels, kPanel<A>);
-    panels_ = (forward_ ? 1 : cut_.parts[0] * cut_.parts[1]) * part_panels_;
-    images_ = t_.geometry.batch * t_.written_size[0] * cut_.spread[0] * cut_.spread[1];
+    panels_ = (forward_ ? 1 : cut_.parts()) * part_panels_;
+    images_ = t_.geometry.batch * t_.written_size[0] * cut_.spread();
     depth_ = t_.geometry.kernel[0] * runs_.count() * runs_.size();
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
@@ -193,7 +193,7 @@ class WinogradBlocks {
   int width_of(int64_t panel) const { return panel_width<A>(t_.written_channels, panel % part_panels_); }
   // Along an axis, 0 or 1, which of the parts a panel writes in backward input.
   int64_t part_of(int64_t panel, int axis) const {
-    const int64_t part = panel / part_panels_, across = forward_ ? 1 : cut_.parts[1];
+    const int64_t part = panel / part_panels_, across = forward_ ? 1 : cut_.axis[1].parts;
     return axis == 0 ? part / across : part % across;
   }
 
@@ -231,7 +231,7 @@ class WinogradBlocks {
     for (int64_t tile = 0; tile < block.tiles;) {
       const int64_t index = block.begin + tile, column = index % tiles_[1], row = index / tiles_[1] % tiles_[0];
       const int64_t length = std::min({tiles_[1] - column, block.tiles - tile, kStripTiles});
-      const WinogradImage image = winograd_image(index / tiles_[1] / tiles_[0], t_.written_size[0], cut_.spread);
+      const WinogradImage image = winograd_image(index / tiles_[1] / tiles_[0], t_.written_size[0], cut_);
       visit(Strip{image, row * Cut::M[0], column * Cut::M[1], tile, length});
       tile += length;
     }
@@ -281,7 +281,7 @@ class WinogradBlocks {
       const auto& cells = runs_.axis[axis];
       first[axis] = cells.offset(first[axis]), step[axis] = cells.parts;
       if (forward_) continue;
-      const int64_t taps = Cut::kTaps[axis] * cells.segments, parts = cut_.parts[axis];
+      const int64_t taps = Cut::kTaps[axis] * cells.segments, parts = cut_.axis[axis].parts;
       first[axis] = (taps - 1 - first[axis]) * parts + part_of(panel, axis), step[axis] = -parts;
     }
     const int64_t* kernel = t_.geometry.kernel + 1;

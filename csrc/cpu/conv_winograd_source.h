@@ -29,9 +29,9 @@ inline int64_t read_slice(const ConvGeometry& g, Pass pass, int64_t z, int64_t t
 struct WinogradImage {
   int64_t n, slice, residue[2];
 };
-inline WinogradImage winograd_image(int64_t index, int64_t slices, const int64_t (&spread)[2]) {
-  const int64_t slice = index / (spread[0] * spread[1]);
-  return {slice / slices, slice % slices, {index / spread[1] % spread[0], index % spread[1]}};
+inline WinogradImage winograd_image(int64_t index, int64_t slices, const WinogradCut& cut) {
+  const int64_t across = cut.axis[1].spread, slice = index / cut.spread();
+  return {slice / slices, slice % slices, {index / across % cut.axis[0].spread, index % across}};
 }
 
 // Pixels that a tile reads: pixel (i, j) is at corner + i*line + j*pixel, and is zero unless y + i*step_y lies in
@@ -68,26 +68,16 @@ struct TileSource {
 template <class T>
 struct Runs {
   using A = accumulate_t<T>;
-  struct Axis {
-    int64_t parts = 1, segments = 1, taps = 1;  // of a segment
-    int64_t spread = 1;
-
-    int64_t cells() const { return parts * segments; }
-    // Where a cell's first pixel is, counted from the tile's.
-    int64_t offset(int64_t cell) const { return cell / parts * taps * parts + cell % parts; }
-    // Positions, of `parts` pixels, that so many outputs read.
-    int64_t positions(int64_t outputs) const { return outputs + taps * segments - 1; }
-  };
-  Axis axis[2];
+  WinogradAxis axis[2];
   int64_t channels;  // of a group
   bool last;         // layout
   bool joined;
 
-  Runs(const Axis& y, const Axis& x, int64_t channels, Layout layout)
-      : axis{y, x},
+  Runs(const WinogradCut& cut, int64_t channels, Layout layout)
+      : axis{cut.axis[0], cut.axis[1]},
         channels(channels),
         last(layout == Layout::channels_last),
-        joined(x.parts > 1 && x.segments == 1 && channels < lanes<A>) {}
+        joined(cut.joined(channels, lanes<A>)) {}
   int64_t cells() const { return axis[0].cells() * axis[1].cells(); }
   int64_t count() const { return axis[0].cells() * (joined ? 1 : axis[1].cells()); }
   int64_t size() const { return joined ? axis[1].parts * channels : channels; }
@@ -99,14 +89,6 @@ struct Runs {
     return read_in_place() ? 0 : axis[0].parts * lines * axis[1].parts * columns * strip_stride() + lanes<A>;
   }
 };
-
-// The runs of what a pass reads; grad_output has no parts.
-template <class T>
-Runs<T> runs_of(const WinogradCut& cut, bool parts, int64_t channels, Layout layout) {
-  typename Runs<T>::Axis axis[2];
-  for (int i = 0; i < 2; ++i) axis[i] = {parts ? cut.parts[i] : 1, cut.segments[i], cut.taps[i], cut.spread[i]};
-  return {axis[0], axis[1], channels, layout};
-}
 
 // The pixels that a row of tiles reads of one slice, from (y, x) on.
 template <class T>

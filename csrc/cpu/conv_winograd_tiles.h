@@ -37,7 +37,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       const int64_t padding = t_.geometry.padding[axis + 1];
       first_[axis] = forward_       ? -padding
                      : Cut::kHalves ? (padding + 1) / 2 - 1
-                                    : padding / cut_.parts[axis] - cut_.spread[axis] * reads(axis, 0);
+                                    : padding / cut_.axis[axis].parts - cut_.axis[axis].spread * reads(axis, 0);
       middle_[axis] = forward_ || padding % 2 == 0 ? 1 : 0;
       outer_pixel_[axis] = padding % 2;
     }
@@ -133,7 +133,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   Pixels pixels_of(int axis, int64_t panel, const Strip& strip, int64_t output, int64_t outputs) const {
     const int64_t size = t_.written_size[axis + 1];
     if (writes_pairs_) return {2 * output, 1, 0, std::min(2 * outputs, size - 2 * output)};
-    const int64_t parts = forward_ ? 1 : cut_.parts[axis], step = cut_.spread[axis] * parts;
+    const int64_t parts = forward_ ? 1 : cut_.axis[axis].parts, step = cut_.axis[axis].spread * parts;
     int64_t first = step * output + strip.image.residue[axis];
     if (!forward_) first += this->part_of(panel, axis) - t_.geometry.padding[axis + 1] % parts;
     return {first, step, first < 0, std::min(outputs, divide_up(size - first, step))};

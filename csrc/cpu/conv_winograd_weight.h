@@ -24,20 +24,19 @@ class WinogradWeight {
       : arguments_(arguments),
         g_(arguments.geometry),
         cut_(winograd_cut(g_)),
-        tile_rows_(divide_up(g_.output[1], cut_.spread[0]), divide_up(g_.output[2], cut_.spread[1])),
-        runs_(runs_of<T>(cut_, true, g_.in_channels_per_group(), arguments.layout)),
-        filter_runs_({1, 1, 1, cut_.spread[0]}, {1, 1, 1, cut_.spread[1]}, g_.out_channels_per_group(),
-                     arguments.layout) {
+        tile_rows_(divide_up(g_.output[1], cut_.axis[0].spread), divide_up(g_.output[2], cut_.axis[1].spread)),
+        runs_(cut_, g_.in_channels_per_group(), arguments.layout),
+        filter_runs_(pixels_of(cut_), g_.out_channels_per_group(), arguments.layout) {
     last_ = arguments.layout == Layout::channels_last;
     run_channels_ = round_up(runs_.size(), lanes<A>);
     channels_ = runs_.cells() == 1 ? runs_.size() : runs_.count() * run_channels_;
     filters_ = g_.out_channels_per_group();
     for (int axis = 0; axis < 2; ++axis)
-      tiles_[axis] = divide_up(divide_up(g_.output[axis + 1], cut_.spread[axis]), Cut::M[axis]);
+      tiles_[axis] = divide_up(divide_up(g_.output[axis + 1], cut_.axis[axis].spread), Cut::M[axis]);
     slices_ = g_.kernel[0];
     pieces_ = divide_up(tiles_[1], kLineTiles);
     line_tiles_ = divide_up(tiles_[1], pieces_);
-    lines_ = g_.batch * g_.output[0] * cut_.spread[0] * cut_.spread[1] * tiles_[0] * pieces_;
+    lines_ = g_.batch * g_.output[0] * cut_.spread() * tiles_[0] * pieces_;
     // A round is whole lines of tiles, or pieces of long ones; with few channels, more of them fit into the cache.
     const int64_t round_tiles = std::max(kRoundTiles, kRoundTiles * kRoundChannels / (channels_ + filters_));
     round_lines_ = std::min(lines_, std::max<int64_t>(1, round_tiles / line_tiles_));
@@ -133,6 +132,13 @@ class WinogradWeight {
   static constexpr int64_t kBlockVectors = 2;  // of channels in a block: its sums stay in L2
   static constexpr int64_t kFilterPitch = round_up(lanes<A> * kTaps, lanes<A>);
 
+  // Of grad_output each pixel is read for itself.
+  static WinogradCut pixels_of(const WinogradCut& cut) {
+    WinogradCut pixels;
+    for (int axis = 0; axis < 2; ++axis) pixels.axis[axis].spread = cut.axis[axis].spread;
+    return pixels;
+  }
+
   struct Shared {
     A* input;     // [group][tap along z][channel/lanes][row][lane]
     A* gradient;  // [group][panel][row][filter of the panel]
@@ -211,8 +217,8 @@ class WinogradWeight {
     A* target = carve_shared().gradient + group * panels_ * pitch(kPanel<A>);
     const WinogradImage image = image_of(line);
     const auto row = tile_row(arguments_.output, filter_runs_, g_.groups, group, g_.output, image, image.slice,
-                              line / pieces_ % tiles_[0] * My * cut_.spread[0],
-                              first_column(line) * Mx * cut_.spread[1], My, tiles_of(line) * Mx);
+                              line / pieces_ % tiles_[0] * My * cut_.axis[0].spread,
+                              first_column(line) * Mx * cut_.axis[1].spread, My, tiles_of(line) * Mx);
     const int64_t last = (panels_ - 1) * kPanel<A>;
     const RowBlocks<A> place{target,    kPanel<A>, pitch(kPanel<A>),
                              kPanel<A>, last,      panel_width<A>(filters_, panels_ - 1)};
@@ -221,9 +227,7 @@ class WinogradWeight {
     });
   }
 
-  WinogradImage image_of(int64_t line) const {
-    return winograd_image(line / pieces_ / tiles_[0], g_.output[0], cut_.spread);
-  }
+  WinogradImage image_of(int64_t line) const { return winograd_image(line / pieces_ / tiles_[0], g_.output[0], cut_); }
 
   // Calls visit(tile, run, source) for each tile of a line; tiles are `step` pixels of a run apart.
   template <class Visit>

@@ -30,9 +30,7 @@ struct ChannelSums {
   }
   template <int kWidth, class Int>
   CONVLAB_DEVICE void load(const Key& k, Int at, Int, Int, Value* values) const {
-    Key keys[kWidth];
-    for (int i = 0; i < kWidth; ++i) keys[i] = k;
-    load_columns<kWidth>(keys, at, at, at, reinterpret_cast<Value(&)[kWidth]>(*values));
+    load_of_one_key<kWidth>(*this, k, at, values);
   }
   template <int kWidth, class Int>
   CONVLAB_DEVICE void load_columns(const Key (&k)[kWidth], Int at, Int, Int, Value (&values)[kWidth]) const {

@@ -246,6 +246,15 @@ int sum_columns(const Operator& op, const Partition<Int>& p, typename Operator::
                 global(workspace, slots(p)));
 }
 
+// load() of an operator whose elements differ by their key alone.
+template <int kWidth, class Operator, class Int>
+CONVLAB_DEVICE void load_of_one_key(const Operator& op, const typename Operator::Key& key, Int at,
+                                    typename Operator::Value* values) {
+  typename Operator::Key keys[kWidth];
+  for (int i = 0; i < kWidth; ++i) keys[i] = key;
+  op.template load_columns<kWidth>(keys, at, at, at, reinterpret_cast<typename Operator::Value(&)[kWidth]>(*values));
+}
+
 // The channels of a sample, summed over everything that shares one.
 template <class Int>
 Partition<Int> partition_channels(const NormArguments& a) {

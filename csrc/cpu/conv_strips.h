@@ -1,0 +1,40 @@
+// Strips: some lines of a phase's written pixels, and the lines that these read, which are brought together in scratch.
+#pragma once
+#include "conv_phase.h"
+#include "gemm.h"
+
+namespace convlab::cpu::CONVLAB_ISA {
+
+// Pixels of a line that `columns` written ones read.
+inline int64_t slots_of(const AxisPhase& axis, int64_t columns) {
+  return (columns - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
+}
+
+// What strips of lines of `columns` pixels read: the most that any phase needs.
+struct StripReach {
+  int64_t slots = 1;   // pixels of a line
+  int64_t planes = 1;  // taps along z
+  int64_t lines = 1;   // that one written line reads
+  int64_t row_step = 1;
+
+  StripReach() = default;
+  template <class T>
+  StripReach(const Transfer<T>& t, int64_t columns) : row_step(t.phase(0).axis[1].read_step) {
+    for (int64_t index = 0; index < t.phase_count; ++index) {
+      const Phase phase = t.phase(index);
+      slots = std::max(slots, slots_of(phase.axis[2], columns));
+      planes = std::max(planes, phase.axis[0].taps);
+      lines = std::max(lines, phase.axis[1].reach());
+    }
+  }
+  int64_t lines_of(int64_t rows) const { return (rows - 1) * row_step + lines; }
+};
+
+// Halves a strip's written lines, `rows` at first, until it is small enough and there are enough tasks.
+template <class TooLarge>
+int64_t strip_rows(int64_t rows, const TooLarge& too_large) {
+  while (rows > 1 && too_large(rows)) rows = divide_up(rows, 2);
+  return rows;
+}
+
+}  // namespace convlab::cpu::CONVLAB_ISA
