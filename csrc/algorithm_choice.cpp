@@ -137,7 +137,7 @@ double winograd_cost(const ConvProblem& problem) {
     const WinogradAxis& axis = cut.axis[index];
     // Those of one residue, with dilation; the parts of a strided image are channels of what is read or, in backward
     // input, written.
-    const int64_t step = forward ? axis.spread : axis.spread * axis.parts;
+    const int64_t step = forward ? axis.spread : axis.spread * g.stride[index + 1];
     const int64_t outputs = ceil_divide(written[index + 1], step);
     if (cut.halves) return 2 * outputs + ceil_divide<int64_t>(outputs, 4);
     if (axis.taps == 3 && !line) return outputs + 2 * ceil_divide<int64_t>(outputs, 4);

@@ -1,4 +1,5 @@
-// Depthwise convolution (groups == in_channels == out_channels), all passes, strides, dilations and dimensions.
+// Depthwise convolution (groups == in_channels == out_channels), forward and backward input, all strides, dilations and
+// dimensions.
 //
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
 // lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h), or, with
@@ -345,100 +346,6 @@ class DepthwiseChannelsLast {
   bool copies_, fetches_;
   int64_t channels_, images_, block_, blocks_, strip_, strips_;
   int64_t slots_ = 1, reach_ = 1, planes_ = 1, read_step_ = 1;  // copied: the most that any phase needs
-};
-
-// Backward weight on N(D)HWC. Each task sums one chunk of output lines for some channels; chunks depend on the geometry
-// alone and are added in order.
-template <class T>
-class DepthwiseWeightChannelsLast {
- public:
-  using A = accumulate_t<T>;
-
-  explicit DepthwiseWeightChannelsLast(const ConvArguments<T>& arguments)
-      : arguments_(arguments), geometry_(arguments.geometry) {
-    channels_ = geometry_.groups;
-    pitch_ = round_up(channels_, lanes<A>);
-    channel_blocks_ = divide_up(channels_, kChannels);
-    lines_ = geometry_.batch * geometry_.output[0] * geometry_.output[1];
-    chunks_ = std::min(lines_, kChunks);
-  }
-
-  ConvPlan plan() const {
-    ConvPlan plan;
-    plan.run_tasks = chunks_ * channel_blocks_;
-    plan.finish_tasks = channel_blocks_;
-    plan.shared_bytes = chunks_ * geometry_.taps() * pitch_ * static_cast<int64_t>(sizeof(A));
-    return plan;
-  }
-
-  void run(void*, int64_t task) const {
-    const int64_t chunk = task / channel_blocks_, first = task % channel_blocks_ * kChannels;
-    const int64_t end = std::min(channels_, first + kChannels), taps = geometry_.taps();
-    for (int64_t tap = 0; tap < taps; ++tap)
-      std::fill(partial(chunk, tap) + first, partial(chunk, tap) + std::min(pitch_, first + kChannels), A(0));
-    const Phase phase = phase_at(geometry_, Pass::forward, 0);
-    for (int64_t line = lines_ * chunk / chunks_; line < lines_ * (chunk + 1) / chunks_; ++line) {
-      PixelWalk pixel(phase, line * geometry_.output[2]);
-      const T* gradient = arguments_.output + line * geometry_.output[2] * channels_;
-      const T* image = arguments_.input + pixel.n * geometry_.input_pixels() * channels_;
-      int64_t tap = 0;
-      for (int64_t kz = 0; kz < geometry_.kernel[0]; ++kz)
-        for (int64_t ky = 0; ky < geometry_.kernel[1]; ++ky) {
-          const int64_t z = pixel.z * geometry_.stride[0] + phase.axis[0].offset(kz);
-          const int64_t y = pixel.y * geometry_.stride[1] + phase.axis[1].offset(ky);
-          const bool outside = z < 0 || z >= geometry_.input[0] || y < 0 || y >= geometry_.input[1];
-          const T* row = image + (z * geometry_.input[1] + y) * geometry_.input[2] * channels_;
-          for (int64_t kx = 0; kx < geometry_.kernel[2]; ++kx, ++tap)
-            if (!outside) add_line(gradient, row, phase.axis[2].offset(kx), first, end, partial(chunk, tap));
-        }
-    }
-  }
-
-  void finish(int64_t task) const {
-    const int64_t taps = geometry_.taps(), end = std::min(channels_, (task + 1) * kChannels);
-    for (int64_t c = task * kChannels; c < end; ++c)
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        A sum = 0;
-        for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += partial(chunk, tap)[c];
-        arguments_.weight[c * taps + tap] = from_accumulate<T>(sum);
-      }
-  }
-
- private:
-  static constexpr int64_t kChannels = 4 * lanes<A>;
-  static constexpr int64_t kChunks = 16;
-
-  A* partial(int64_t chunk, int64_t tap) const {
-    return static_cast<A*>(arguments_.shared) + (chunk * geometry_.taps() + tap) * pitch_;
-  }
-
-  // sums[c] += sum over the pixels of one line of gradient[pixel][c] * row[pixel*stride + offset][c]
-  void add_line(const T* gradient, const T* row, int64_t offset, int64_t first, int64_t end, A* sums) const {
-    const int64_t stride = geometry_.stride[2], step = stride * channels_;
-    const Inside inside(offset, stride, geometry_.output[2], geometry_.input[2]);
-    const T* from = row + (inside.begin * stride + offset) * channels_;
-    const T* g = gradient + inside.begin * channels_;
-    const int64_t count = inside.end - inside.begin;
-    for (int64_t c = first; c < end; c += lanes<A>) {
-      const int64_t left = end - c;
-      vec<A> sum[4] = {};
-      int64_t i = 0;
-      if (left >= lanes<A>) {
-        for (; i + 4 <= count; i += 4)
-          CONVLAB_UNROLL for (int u = 0; u < 4; ++u) sum[u] =
-              fma(load(g + (i + u) * channels_ + c), load(from + (i + u) * step + c), sum[u]);
-        for (; i < count; ++i) sum[0] = fma(load(g + i * channels_ + c), load(from + i * step + c), sum[0]);
-      } else {
-        for (; i < count; ++i)
-          sum[0] = fma(load_partial(g + i * channels_ + c, left), load_partial(from + i * step + c, left), sum[0]);
-      }
-      store(sums + c, load(sums + c) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
-    }
-  }
-
-  const ConvArguments<T>& arguments_;
-  const ConvGeometry& geometry_;
-  int64_t channels_, pitch_, channel_blocks_, lines_, chunks_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

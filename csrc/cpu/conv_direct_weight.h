@@ -4,6 +4,7 @@
 // the spread input that the tap reads. Sums of a chunk of lines go to the workspace; chunks depend on the geometry
 // alone and `finish` adds them in order. Memory: chunks x weights, and per thread some spread lines.
 #pragma once
+#include "conv_depthwise_weight.h"
 #include "conv_direct_lines.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
