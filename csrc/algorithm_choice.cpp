@@ -250,18 +250,20 @@ double direct_groups_cost(const ConvProblem& problem) {
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
 double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
-  constexpr double windows = 3, strided_windows = 7, weights = 1.7;
+  constexpr double windows = 3, strided_windows = 7, weights = 1.7, broadcast_weights = 1.4;
   const ConvGeometry& g = problem.geometry;
   const int64_t written = written_channels(problem);
-  if (problem.pass != Pass::backward_weight && written >= lanes_of(problem.dtype) && !in_pairs(problem))
-    return direct_groups_cost(problem);
+  const bool fills = written >= lanes_of(problem.dtype);
+  if (problem.pass != Pass::backward_weight && fills && !in_pairs(problem)) return direct_groups_cost(problem);
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
+  if (problem.pass == Pass::backward_weight)
+    return static_cast<double>(g.multiply_adds()) * (fills ? broadcast_weights : weights) / std::max(used, 1.0 / lanes);
   // Windows are of 8 neighbouring pixels of a line.
   const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
   const bool stepped = problem.pass == Pass::forward && strided(g);
-  const double each = problem.pass == Pass::backward_weight ? weights : stepped ? strided_windows : windows;
+  const double each = stepped ? strided_windows : windows;
   return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) + packing_cost(problem);
 }
 

@@ -213,19 +213,25 @@ struct Direct {
   }
 };
 
-// Channels first, depthwise convolution is the direct one with a channel per group; with too few channels to fill a
-// vector, lanes are pixels of zero-padded planes instead.
+// Channels first, and for the weights of large kernels, depthwise convolution is the direct one with a channel per
+// group; with too few channels to fill a vector, lanes are pixels of zero-padded planes instead.
 template <class T>
 struct Depthwise {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     const bool weight = arguments.pass == Pass::backward_weight;
-    if (arguments.layout == Layout::channels_last)
-      return weight ? body(DepthwiseWeightChannelsLast<T>(arguments)) : body(DepthwiseChannelsLast<T>(arguments));
+    if (arguments.layout == Layout::channels_last) {
+      if (!weight) return body(DepthwiseChannelsLast<T>(arguments));
+      if (!often_read(arguments.geometry)) return body(DepthwiseWeightChannelsLast<T>(arguments));
+      return body(DirectWeight<T>(arguments));
+    }
     if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2)
       return weight ? body(DepthwiseWeightPlanes<T>(arguments)) : body(GemmPlanes<T>(arguments));
     return Direct<T>::with(arguments, body);
   }
+
+  // Whether so many taps meet an element of the input that it pays to copy lines to where they lie together.
+  static bool often_read(const ConvGeometry& g) { return g.taps() >= (g.taps() > g.kernel[2] ? 25 : 48); }
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

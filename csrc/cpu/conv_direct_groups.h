@@ -231,30 +231,15 @@ class DirectGroups {
   // What the strip reads, from its first written pixel on; zeros outside the tensor.
   void copy_lines(const PixelWalk& pixel, int64_t first_group, int64_t groups, int64_t rows, A* lines) const {
     const AxisPhase *az = &pixel.phase.axis[0], *ay = &pixel.phase.axis[1], *ax = &pixel.phase.axis[2];
-    const int64_t plane = t_.read_pixels(), height = t_.read_size[1], width = t_.read_size[2];
-    const int64_t channels = groups * reads_, all_channels = reads_ * t_.geometry.groups;
-    const int64_t x = pixel.x * ax->read_step + ax->offset_first;
-    const int64_t begin = std::clamp<int64_t>(-x, 0, reach_.slots), end = std::clamp(width - x, begin, reach_.slots);
-    const T* image = t_.read + pixel.n * plane * all_channels + first_group * reads_ * (last_ ? 1 : plane);
+    const int64_t channels = reads_ * t_.geometry.groups;
+    const StripLines<T> strip{arguments_.layout,    t_.read_size,    channels,
+                              first_group * reads_, groups * reads_, pixel.x * ax->read_step + ax->offset_first,
+                              reach_.slots,         Strip::kPitch};
+    const T* image = t_.read + pixel.n * t_.read_pixels() * channels;
     for (int64_t jz = 0; jz < az->taps; ++jz)
-      for (int64_t line = 0; line < (rows - 1) * ay->read_step + ay->reach(); ++line) {
-        const int64_t z = pixel.z * az->read_step + az->offset(jz);
-        const int64_t y = pixel.y * ay->read_step + ay->offset_first + line;
-        A* to = lines + (jz * reach_.lines_of(strip_) + line) * line_size();
-        const bool outside = z < 0 || z >= t_.read_size[0] || y < 0 || y >= height || begin == end;
-        std::fill(to, to + (outside ? reach_.slots : begin) * Strip::kPitch, A(0));
-        if (outside) continue;
-        std::fill(to + end * Strip::kPitch, to + reach_.slots * Strip::kPitch, A(0));
-        const int64_t first = (z * height + y) * width + x + begin;
-        to += begin * Strip::kPitch;
-        if (last_)
-          for (int64_t i = 0; i < end - begin; ++i)
-            copy_span<1>(image + (first + i) * all_channels, 1, channels, to + i * Strip::kPitch);
-        else
-          for (int64_t c = 0; c < channels; c += lanes<A>)
-            transpose_matrix(image + c * plane + first, plane, std::min<int64_t>(lanes<A>, channels - c), end - begin,
-                             to + c, Strip::kPitch);
-      }
+      for (int64_t line = 0; line < (rows - 1) * ay->read_step + ay->reach(); ++line)
+        strip.copy(image, pixel.z * az->read_step + az->offset(jz), pixel.y * ay->read_step + ay->offset_first + line,
+                   lines + (jz * reach_.lines_of(strip_) + line) * line_size());
   }
 
   // Where a line of a panel goes.

@@ -1,5 +1,6 @@
 // Strips: some lines of a phase's written pixels, and the lines that these read, which are brought together in scratch.
 #pragma once
+#include "conv_gather.h"
 #include "conv_phase.h"
 #include "gemm.h"
 
@@ -28,6 +29,37 @@ struct StripReach {
     }
   }
   int64_t lines_of(int64_t rows) const { return (rows - 1) * row_step + lines; }
+};
+
+// Some neighbouring channels of an image's lines, pixels x .. x + slots, brought together as [slot][channel].
+template <class T>
+struct StripLines {
+  using A = accumulate_t<T>;
+
+  Layout layout;
+  const int64_t* size;  // of the image
+  int64_t all_channels, first_channel, channels;
+  int64_t x, slots, pitch;  // from slot to slot, at least `channels` in whole vectors
+
+  // Line (z, y) -> target; zeros outside the image.
+  void copy(const T* image, int64_t z, int64_t y, A* target) const {
+    const int64_t begin = std::clamp<int64_t>(-x, 0, slots), end = std::clamp(size[2] - x, begin, slots);
+    const bool outside = z < 0 || z >= size[0] || y < 0 || y >= size[1] || begin == end;
+    std::fill(target, target + (outside ? slots : begin) * pitch, A(0));
+    if (outside) return;
+    std::fill(target + end * pitch, target + slots * pitch, A(0));
+    const int64_t plane = size[0] * size[1] * size[2], pixel = (z * size[1] + y) * size[2] + x + begin;
+    target += begin * pitch;
+    if (layout == Layout::channels_last) {
+      const T* from = image + pixel * all_channels + first_channel;
+      for (int64_t i = begin; i < end; ++i, from += all_channels, target += pitch)
+        copy_span<1>(from, 1, channels, target);
+    } else {
+      for (int64_t c = 0; c < channels; c += lanes<A>)
+        transpose_matrix(image + (first_channel + c) * plane + pixel, plane, std::min<int64_t>(lanes<A>, channels - c),
+                         end - begin, target + c, pitch);
+    }
+  }
 };
 
 // Halves a strip's written lines, `rows` at first, until it is small enough and there are enough tasks.
