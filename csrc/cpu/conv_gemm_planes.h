@@ -204,16 +204,30 @@ class GemmPlanes {
     const int64_t step = tile.weights_step;
     for (int64_t c = 0; c < tile.reads; ++c, plane += tile.plane, weights += step)
       for (const Tap* tap = tile.taps; tap < tile.taps + tile.count; ++tap) {
+        // The fewer of weights and inputs stay in registers while the others pass by.
         const A* from = plane + tap->shift;
-        vec<A> weight[Written];
-        CONVLAB_UNROLL for (int w = 0; w < Written; ++w) {
-          weight[w] = broadcast(weights[tap->weight + w]);
-          pin(weight[w]);
-        }
-        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
-          vec<A> value = load(from + v * lanes<A>);
-          pin(value);
-          CONVLAB_UNROLL for (int w = 0; w < Written; ++w) sum[w][v] = fma(value, weight[w], sum[w][v]);
+        const A* weight = weights + tap->weight;
+        vec<A> kept[std::min(Written, Vectors)];
+        if constexpr (Written > Vectors) {
+          CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+            kept[v] = load(from + v * lanes<A>);
+            pin(kept[v]);
+          }
+          CONVLAB_UNROLL for (int w = 0; w < Written; ++w) {
+            vec<A> value = broadcast(weight[w]);
+            pin(value);
+            CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[w][v] = fma(kept[v], value, sum[w][v]);
+          }
+        } else {
+          CONVLAB_UNROLL for (int w = 0; w < Written; ++w) {
+            kept[w] = broadcast(weight[w]);
+            pin(kept[w]);
+          }
+          CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+            vec<A> value = load(from + v * lanes<A>);
+            pin(value);
+            CONVLAB_UNROLL for (int w = 0; w < Written; ++w) sum[w][v] = fma(value, kept[w], sum[w][v]);
+          }
         }
       }
     CONVLAB_UNROLL for (int w = 0; w < Written; ++w) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
@@ -251,7 +265,9 @@ class GemmPlanes {
     T* plane = t_.written + (n * t_.written_channels * t_.geometry.groups + first) * t_.written_pixels();
     for (int64_t c = 0; c < count; ++c, outputs += outputs_, plane += t_.written_pixels())
       for_each_written_line(band, [&](int64_t flat, int64_t pixel) {
-        if (axis.step == 1)
+        if (axis.step == 1 && std::is_same_v<T, A> && !t_.epilogue.needed())
+          std::memcpy(static_cast<void*>(plane + pixel), outputs + flat, axis.count * sizeof(T));
+        else if (axis.step == 1)
           t_.epilogue.store_row(plane + pixel, outputs + flat, axis.count);
         else
           for (int64_t x = 0; x < axis.count; ++x)
