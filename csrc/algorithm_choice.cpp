@@ -197,7 +197,7 @@ double taps_inside(const ConvGeometry& g) {
 // product does so twice as fast, but must pack both operands in backward weight; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
   constexpr double per_gathered = 8, per_sum = 1.5;
-  constexpr double dots = 1.8, planes = 1.2, per_plane_read = 3, per_plane_written = 2;
+  constexpr double dots = 1.8;
   constexpr int64_t few = 8, lanes = 16, few_filters = 4;
   const ConvGeometry& g = problem.geometry;
   int64_t written = written_channels(problem);
@@ -213,8 +213,12 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double packing = in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
-    if (written <= (pairs ? few : lanes) && g.taps() > 1)
-      return multiply_adds * (planes + per_plane_read / static_cast<double>(written) +
+    // Planes. Fitted on a Zen 3 for AVX2, where few channels of channels_last alone are worth transposing.
+    const bool last = problem.layout == Layout::channels_last, wide = lanes_of(Dtype::float32) > 8;
+    const double each = wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8, per_plane_written = wide ? 2 : 1.8;
+    const bool short_patches = !wide && !last && read * g.taps() < 64;
+    if (g.taps() > 1 && (written <= (pairs ? few : wide ? lanes : last ? 12 : 15) || short_patches))
+      return multiply_adds * (each + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
              packing;
   }
@@ -235,7 +239,7 @@ double direct_groups_cost(const ConvProblem& problem) {
   const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
   // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
   // lines that are transposed on the way in and out.
-  constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.2;
+  constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.45;
   const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
   const double each = (g.groups > 1 || pointwise ? gain

@@ -30,7 +30,7 @@ class GemmPlanes {
     return written <= (last ? 16 : g.taps() >= 25 ? 64 : 32);
 #else
     const bool short_patches = !last && arguments.read_channels() * g.taps() < 64;
-    return written < (g.groups > 1 ? 2 * lanes<A> : last ? lanes<A> : 12) || (written <= 32 && short_patches);
+    return written < (g.groups > 1 || !last ? 2 * lanes<A> : kMostLast) || short_patches;
 #endif
   }
 
@@ -137,6 +137,7 @@ class GemmPlanes {
  private:
   static constexpr int kWritten = 4;                         // written channels of a tile
   static constexpr int kSums = kTileRows * kTileVectors;     // registers of a tile
+  static constexpr int64_t kMostLast = 13;                   // with AVX2, channels last: fewer written channels
   static constexpr int64_t kChain = 160;                     // terms of a chain of additions
   static constexpr int64_t kBandBytes = int64_t{384} << 10;  // of planes and outputs
   static constexpr int64_t kSlack = (kSums + 1) * lanes<A>;  // behind the planes: loads of the last tile
