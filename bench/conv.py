@@ -83,9 +83,10 @@ def _torch_backward(shape, grad_output, input, weight, mask):
 
 
 def in_channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, whose strides say so even where there is one channel, as those of an output do."""
     if tensor.dim() == 3:
-        return tensor.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
-    return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
+        return tensor.unsqueeze(2).clone(memory_format=torch.channels_last).squeeze(2)
+    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
 
 
 def error(result: torch.Tensor, reference: torch.Tensor) -> float:

@@ -145,6 +145,19 @@ def test_only_wanted_gradients_are_computed():
         assert ("convlab::convolution_backward_weight" in ran) == wanted[1]
 
 
+@pytest.mark.parametrize("dims", (2, 3))
+def test_input_gradient_through_one_channel_keeps_the_memory_format(dims):
+    """Strides of a tensor with one channel say nothing of its format, and those of a 1x1 weight neither."""
+    format = torch.channels_last if dims == 2 else torch.channels_last_3d
+    input = torch.randn(2, 8, *(5, 6, 7)[:dims]).contiguous(memory_format=format).requires_grad_()
+    weight = torch.randn(1, 8, *[1] * dims)
+    output = getattr(F, f"conv{dims}d")(input, weight)
+    for grad_output in (torch.ones_like(output), torch.ones(output.shape), torch.ones(1).expand(output.shape)):
+        (gradient,) = torch.autograd.grad(output, input, grad_output, retain_graph=True)
+        assert gradient.is_contiguous(memory_format=format), grad_output.stride()
+        torch.testing.assert_close(gradient, weight.expand_as(input), rtol=0, atol=0)
+
+
 def test_no_graph_without_need():
     input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
     assert F.conv2d(input, weight).grad_fn is not None

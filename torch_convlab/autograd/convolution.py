@@ -23,6 +23,14 @@ def _as_channels(bias: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return bias.view(1, -1, *[1] * (like.dim() - 2)).expand_as(like)
 
 
+def _formatted_as(grad_output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+    """`grad_output`; if its one channel leaves the memory format open, in that of `input`."""
+    if grad_output.shape[1] != 1 or grad_output.dim() == 3 or input.is_contiguous():
+        return grad_output
+    format = torch.channels_last if grad_output.dim() == 4 else torch.channels_last_3d
+    return grad_output.clone(memory_format=format) if input.is_contiguous(memory_format=format) else grad_output
+
+
 class Convolution(Function):
     """``y[n,k,o] = bias[k] + sum_{c,t} x[n,c, o*stride - padding + t*dilation] * w[k,c,t]``
 
@@ -44,6 +52,7 @@ class Convolution(Function):
     def backward(ctx, grad_output):
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
+        grad_output = _formatted_as(grad_output, input)
         if ctx.needs_input_grad[0]:
             grad_input = convolution_backward_input(grad_output, weight, None, list(input.shape), *ctx.parameters)
         if ctx.needs_input_grad[1]:
