@@ -226,7 +226,7 @@ struct Depthwise {
       return body(DirectWeight<T>(arguments));
     }
     if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2)
-      return weight ? body(DepthwiseWeightPlanes<T>(arguments)) : body(GemmPlanes<T>(arguments));
+      return weight ? body(PlanesWeight<T>(arguments)) : body(GemmPlanes<T>(arguments));
     return Direct<T>::with(arguments, body);
   }
 

@@ -11,6 +11,7 @@
 #include "conv_gemm_planes.h"
 #include "conv_gemm_strips.h"
 #include "conv_gemm_weight.h"
+#include "conv_planes_weight.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -18,7 +19,10 @@ template <class T>
 struct ImplicitGemm {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
-    if (arguments.pass == Pass::backward_weight) return body(GemmWeight<T>(arguments));
+    if (arguments.pass == Pass::backward_weight) {
+      if (PlanesWeight<T>::suits(arguments)) return body(PlanesWeight<T>(arguments));
+      return body(GemmWeight<T>(arguments));
+    }
     if (GemmPatches<T>::suits(arguments)) return body(GemmPatches<T>(arguments));
     if (GemmDots<T>::suits(arguments)) return body(GemmDots<T>(arguments));
     if (GemmPlanes<T>::suits(arguments)) return body(GemmPlanes<T>(arguments));
