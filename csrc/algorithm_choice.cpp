@@ -216,8 +216,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     // Planes. Fitted on a Zen 3 for AVX2, where few channels of channels_last alone are worth transposing.
     const bool last = problem.layout == Layout::channels_last, wide = lanes_of(Dtype::float32) > 8;
     const double each = wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8, per_plane_written = wide ? 2 : 1.8;
-    const bool short_patches = !wide && !last && read * g.taps() < 64;
-    if (g.taps() > 1 && (written <= (pairs ? few : wide ? lanes : last ? 12 : 15) || short_patches))
+    if (g.taps() > 1 && written <= (pairs ? few : wide ? lanes : last ? 12 : 15))
       return multiply_adds * (each + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
              packing;
@@ -242,12 +241,17 @@ double direct_groups_cost(const ConvProblem& problem) {
   constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.45;
   const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
+  // A few channels lie side by side in the strip.
+  constexpr double narrow = 0.9, per_narrow_tap = 0.6;
+  const bool few = g.groups == 1 && read <= static_cast<double>(lanes) && g.taps() > 1 && !strided(g);
   const double each = (g.groups > 1 || pointwise ? gain
+                       : few                     ? narrow
                        : strided(g)              ? dense_strided
                                                  : dense) *
                       (problem.layout == Layout::channels_last ? 1 : transposed);
   return static_cast<double>(g.multiply_adds()) * filled * each *
-             (base + per_tap / read + per_column / static_cast<double>(written)) +
+             (base + (few ? per_narrow_tap / (read * read) : per_tap / read) +
+              per_column / static_cast<double>(written)) +
          packing_cost(problem);
 }
 

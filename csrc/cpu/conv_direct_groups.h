@@ -35,16 +35,17 @@ struct StripSum {
 template <class A>
 struct GroupStrip {
   static constexpr int64_t kMostReads = 64;
-  static constexpr int64_t kPitch = kMostReads + lanes<A>;  // from pixel to pixel; off a power of two
+  // From pixel to pixel: wide ones off a power of two.
+  static constexpr int64_t kPitch = kMostReads + lanes<A>, kNarrowPitch = lanes<A>;
   static constexpr int kSums = kTileRows * kTileVectors;
 
   // Step: t.step, or 0 for any.
-  template <int Pixels, int Vectors, int Step>
+  template <int Pixels, int Vectors, int Step, int64_t Pitch>
   static void sum_tile(const StripSum<A>& t) {
     vec<A> sum[Pixels][Vectors];
     CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] =
         load(t.start + v * lanes<A>);
-    const int64_t pitch = (Step ? Step : t.step) * kPitch, reads = t.reads;
+    const int64_t pitch = (Step ? Step : t.step) * Pitch, reads = t.reads;
     for (const StripTap* tap = t.taps; tap < t.taps + t.tap_count; ++tap) {
       const A* source = t.line + tap->source;
       const A* weight = t.weights + tap->row * Vectors * lanes<A>;
@@ -70,15 +71,15 @@ struct GroupStrip {
     void (*kernel)(const StripSum<A>&);
   };
 
-  template <int Pixels, int Vectors>
+  template <int Pixels, int Vectors, int64_t Pitch>
   static Tile tile_of(int64_t step) {
-    if (step == 1) return {Pixels, sum_tile<Pixels, Vectors, 1>};
-    if (step == 2) return {Pixels, sum_tile<Pixels, Vectors, 2>};
-    return {Pixels, sum_tile<Pixels, Vectors, 0>};
+    if (step == 1) return {Pixels, sum_tile<Pixels, Vectors, 1, Pitch>};
+    if (step == 2) return {Pixels, sum_tile<Pixels, Vectors, 2, Pitch>};
+    return {Pixels, sum_tile<Pixels, Vectors, 0, Pitch>};
   }
   // The tile for a line of `columns` pixels: what takes longest of its multiply-adds and loads, few pixels too many.
   template <int Vectors>
-  static Tile best_tile(int64_t columns, int64_t step) {
+  static Tile best_tile(int64_t columns, int64_t step, int64_t pitch) {
     Tile best{};
     int64_t least = INT64_MAX;
     const auto consider = [&](auto size) {
@@ -86,7 +87,9 @@ struct GroupStrip {
       if constexpr (pixels * Vectors <= kSums) {
         const int64_t cost = divide_up(columns, pixels) *
                              std::max({pixels * Vectors, pixels + Vectors, 8});  // or the latency of eight sums
-        if (cost < least) least = cost, best = tile_of<pixels, Vectors>(step);
+        if (cost >= least) return;
+        least = cost;
+        best = pitch == kPitch ? tile_of<pixels, Vectors, kPitch>(step) : tile_of<pixels, Vectors, kNarrowPitch>(step);
       }
     };
     [&]<int... Size>(std::integer_sequence<int, Size...>) {
@@ -94,12 +97,12 @@ struct GroupStrip {
     }(std::integer_sequence<int, 14, 12, 10, 8, 7, 6, 5, 4>{});
     return best;
   }
-  static Tile best_tile(int vectors, int64_t columns, int64_t step) {
+  static Tile best_tile(int vectors, int64_t columns, int64_t step, int64_t pitch) {
     if constexpr (kTileVectors == 4) {
-      if (vectors == 4) return best_tile<4>(columns, step);
-      if (vectors == 3) return best_tile<3>(columns, step);
+      if (vectors == 4) return best_tile<4>(columns, step, pitch);
+      if (vectors == 3) return best_tile<3>(columns, step, pitch);
     }
-    return vectors == 2 ? best_tile<2>(columns, step) : best_tile<1>(columns, step);
+    return vectors == 2 ? best_tile<2>(columns, step, pitch) : best_tile<1>(columns, step, pitch);
   }
 };
 
@@ -121,7 +124,8 @@ class DirectGroups {
     // Channels first, few planes are read at a time, many lines of each.
     const int64_t wanted = last_ ? Strip::kMostReads : lanes<A>;
     together_ = std::clamp<int64_t>(wanted / std::max<int64_t>(1, reads_), 1, g.groups);
-    const int64_t used_pitch = std::min(Strip::kPitch, round_up(together_ * reads_, 16));
+    pitch_ = together_ * reads_ <= Strip::kNarrowPitch ? Strip::kNarrowPitch : Strip::kPitch;
+    const int64_t used_pitch = std::min(pitch_, round_up(together_ * reads_, 16));
     blocks_ = divide_up(g.groups, together_);
     weights_ = WeightPanels<T>(arguments_, t_, reads_, false);
     const Phase phase = t_.phase(0);  // no other has more pixels
@@ -171,7 +175,7 @@ class DirectGroups {
     copy_lines(pixel, first_group, groups, rows, s.lines);
     const int64_t taps = list_taps(phase, s.taps), step = phase.axis[2].read_step;
     const auto tile_for = [&](int64_t panel) {
-      return Strip::best_tile(panel_width<A>(t_.written_channels, panel) / lanes<A>, columns, step);
+      return Strip::best_tile(panel_width<A>(t_.written_channels, panel) / lanes<A>, columns, step, pitch_);
     };
     const auto full = tile_for(0), last = tile_for(weights_.count() - 1);
     for (int64_t row = 0; row < rows; ++row, ++pixel.y) {
@@ -182,8 +186,8 @@ class DirectGroups {
           const Target target = target_of(pixel, group, panel);
           t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
           const auto sum = [&](int64_t x, A* out, int64_t out_pitch) {
-            tile.kernel({line + x * step * Strip::kPitch, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias,
-                         out, out_pitch});
+            tile.kernel({line + x * step * pitch_, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias, out,
+                         out_pitch});
           };
           int64_t x = 0;  // whole tiles go where they belong at once, if nothing else is to be done
           if constexpr (std::is_same_v<T, A>)
@@ -209,11 +213,11 @@ class DirectGroups {
     StripTap* taps;
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(strip_pixels(strip_) * Strip::kPitch), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
+    return {carver.take<A>(strip_pixels(strip_) * pitch_), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
             carver.take<A>(kPanel<A>), carver.take<StripTap>(t_.geometry.taps())};
   }
 
-  int64_t line_size() const { return reach_.slots * Strip::kPitch; }
+  int64_t line_size() const { return reach_.slots * pitch_; }
   int64_t strip_pixels(int64_t rows) const { return reach_.planes * reach_.lines_of(rows) * reach_.slots; }
 
   int64_t list_taps(const Phase& phase, StripTap* taps) const {
@@ -222,8 +226,7 @@ class DirectGroups {
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t jy = 0; jy < ay->taps; ++jy)
         for (int64_t jx = 0; jx < ax->taps; ++jx)
-          *tap++ = {(jz * reach_.lines_of(strip_) + jy * ay->offset_step) * line_size() +
-                        jx * ax->offset_step * Strip::kPitch,
+          *tap++ = {(jz * reach_.lines_of(strip_) + jy * ay->offset_step) * line_size() + jx * ax->offset_step * pitch_,
                     t_.tap_index(az->tap(jz), ay->tap(jy), ax->tap(jx)) * reads_};
     return tap - taps;
   }
@@ -234,7 +237,7 @@ class DirectGroups {
     const int64_t channels = reads_ * t_.geometry.groups;
     const StripLines<T> strip{arguments_.layout,    t_.read_size,    channels,
                               first_group * reads_, groups * reads_, pixel.x * ax->read_step + ax->offset_first,
-                              reach_.slots,         Strip::kPitch};
+                              reach_.slots,         pitch_};
     const T* image = t_.read + pixel.n * t_.read_pixels() * channels;
     for (int64_t jz = 0; jz < az->taps; ++jz)
       for (int64_t line = 0; line < (rows - 1) * ay->read_step + ay->reach(); ++line)
@@ -268,6 +271,7 @@ class DirectGroups {
   Transfer<T> t_;
   bool last_;
   int64_t reads_, together_, blocks_;  // channels of a group, groups of a block
+  int64_t pitch_;                      // of the strip
   int64_t segment_, segments_, strip_, strips_, planes_;
   StripReach reach_;
   WeightPanels<T> weights_;
