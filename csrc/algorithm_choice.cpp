@@ -242,7 +242,7 @@ double direct_groups_cost(const ConvProblem& problem) {
   const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
   // A few channels lie side by side in the strip.
-  constexpr double narrow = 0.9, per_narrow_tap = 0.6;
+  constexpr double narrow = 0.9;
   const bool few = g.groups == 1 && read <= static_cast<double>(lanes) && g.taps() > 1 && !strided(g);
   const double each = (g.groups > 1 || pointwise ? gain
                        : few                     ? narrow
@@ -250,8 +250,7 @@ double direct_groups_cost(const ConvProblem& problem) {
                                                  : dense) *
                       (problem.layout == Layout::channels_last ? 1 : transposed);
   return static_cast<double>(g.multiply_adds()) * filled * each *
-             (base + (few ? per_narrow_tap / (read * read) : per_tap / read) +
-              per_column / static_cast<double>(written)) +
+             (base + (few ? 0 : per_tap / read) + per_column / static_cast<double>(written)) +
          packing_cost(problem);
 }
 
@@ -266,7 +265,9 @@ double direct_cost(const ConvProblem& problem) {
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
   if (problem.pass == Pass::backward_weight)
-    return static_cast<double>(g.multiply_adds()) * (fills ? broadcast_weights : weights) / std::max(used, 1.0 / lanes);
+    return static_cast<double>(g.multiply_adds()) * (fills ? broadcast_weights : weights) /
+               std::max(used, 1.0 / lanes) +
+           packing_cost(problem);
   // Windows are of 8 neighbouring pixels of a line.
   const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
@@ -279,11 +280,14 @@ double direct_cost(const ConvProblem& problem) {
 // forward, they are added up for each output.
 double inner_product_cost(const ConvProblem& problem) {
   constexpr double forward = 1.5, backward = 2, per_output = 64, per_gathered = 16;
+  // A gradient's task passes over all pixels, which no cache holds in the end.
+  constexpr double many_pixels = 1024, uncached = 6;
   const ConvGeometry& g = problem.geometry;
   const double pixels = static_cast<double>(g.batch * g.input_pixels());
   const double products = pixels * static_cast<double>(g.out_channels) * in_whole_vectors(g.in_channels_per_group());
   const bool apart = problem.layout == Layout::channels_first;
   const double gathered = apart ? per_gathered * pixels * static_cast<double>(g.in_channels + g.out_channels) : 0;
+  if (problem.pass == Pass::backward_weight && pixels > many_pixels) return uncached * backward * products + gathered;
   if (problem.pass != Pass::forward) return backward * products + gathered;
   return forward * products + per_output * pixels * static_cast<double>(g.out_channels) + gathered;
 }

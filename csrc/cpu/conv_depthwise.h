@@ -2,8 +2,8 @@
 // dimensions.
 //
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
-// lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h), or, with
-// very few channels, lanes are pixels of zero-padded planes (conv_gemm_planes.h, conv_planes_weight.h). Cost:
+// lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h). With very
+// few channels, lanes are pixels of zero-padded planes (conv_gemm_planes.h, conv_planes_weight.h). Cost:
 // multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors. Lines of
 // so many channels that a cache would lose them before the next line of outputs reads them again are handled some
 // channels at a time, copied to where they lie together (pixels a power of two apart also share few sets of a cache).

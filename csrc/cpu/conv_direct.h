@@ -213,20 +213,20 @@ struct Direct {
   }
 };
 
-// Channels first, and for the weights of large kernels, depthwise convolution is the direct one with a channel per
-// group; with too few channels to fill a vector, lanes are pixels of zero-padded planes instead.
+// With too few channels to fill half a vector, lanes are pixels of zero-padded planes. Else, channels first and for the
+// weights of large kernels, depthwise convolution is the direct one with a channel per group.
 template <class T>
 struct Depthwise {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     const bool weight = arguments.pass == Pass::backward_weight;
+    if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2)
+      return weight ? body(PlanesWeight<T>(arguments)) : body(GemmPlanes<T>(arguments));
     if (arguments.layout == Layout::channels_last) {
       if (!weight) return body(DepthwiseChannelsLast<T>(arguments));
       if (!often_read(arguments.geometry)) return body(DepthwiseWeightChannelsLast<T>(arguments));
       return body(DirectWeight<T>(arguments));
     }
-    if (arguments.geometry.groups < lanes<accumulate_t<T>> / 2)
-      return weight ? body(PlanesWeight<T>(arguments)) : body(GemmPlanes<T>(arguments));
     return Direct<T>::with(arguments, body);
   }
 
