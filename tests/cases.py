@@ -148,6 +148,10 @@ GROUPED = (
     ConvCase(
         "depthwise_wide_lines_stride2", (1, 1030, 7, 24), 1030, 3, stride=2, padding=2, dilation=(1, 2), groups=1030
     ),
+    # Weight gradients: pieces of a line, kernels of one line, two channels in planes of several pieces.
+    ConvCase("depthwise_long_lines", (2, 21, 3, 150), 21, (3, 3), padding=1, groups=21),
+    ConvCase("depthwise_long_lines_stride2", (1, 21, 5, 170), 21, (3, 6), stride=(1, 2), padding=(1, 3), groups=21),
+    ConvCase("depthwise_few_channels", (3, 2, 41, 60), 2, (5, 3), padding=(2, 1), groups=2, bias=True),
     ConvCase("depthwise_multiplier2", (2, 17, 12, 12), 34, 3, padding=1, groups=17),
 )
 
@@ -168,6 +172,8 @@ FEW_CHANNELS = (
     ConvCase("last_layer_1x1", (1, 64, 17, 11), 1, 1),
     ConvCase("last_layer_grouped", (2, 40, 11, 9), 10, 3, stride=(1, 2), padding=1, groups=2, bias=True),
     ConvCase("first_layer_to_40", (2, 3, 19, 14), 40, 3, stride=2, padding=1, bias=True),
+    ConvCase("few_in_narrow_strips", (2, 5, 19, 70), 20, (3, 5), padding=(1, 2), bias=True),
+    ConvCase("one_in_many_out", (5, 1, 28, 28), 34, 3),
     ConvCase("few_both_several_bands", (1, 3, 250, 190), 4, (3, 5), padding=(1, 2), bias=True),
     ConvCase("several_blocks_of_channels", (1, 50, 21, 23), 6, 3, padding=1, bias=True),
     ConvCase("groups_of_8_with_a_rest", (1, 24, 15, 17), 24, 3, padding=1, groups=3, bias=True),
