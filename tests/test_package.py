@@ -183,7 +183,7 @@ def test_explain_convolution():
         assert torch_convlab.explain_convolution(input_size, weight_size, **last).chosen == chosen
     with pytest.raises(ValueError, match="memory_format"):
         torch_convlab.explain_convolution((1, 8, 9, 9), (8, 8, 3, 3), memory_format=torch.preserve_format)
-    # Each pass of a strided layer has the same number of multiplications; the gradient of its input is written in parts.
+    # Each pass of a strided layer has the same number of products; the gradient of its input is written in parts.
     for pass_ in ("forward", "backward_input", "backward_weight"):
         strided = torch_convlab.explain_convolution(
             (8, 128, 56, 56), (128, 128, 3, 3), stride=2, padding=1, pass_=pass_
