@@ -13,6 +13,7 @@ from helpers import (
     DTYPES,
     FACTOR,
     FORMATS,
+    KERNELS,
     NAIVE_LIMIT,
     assert_exact,
     assert_same_layout,
@@ -392,3 +393,20 @@ def test_inputs_are_left_alone():
                     run_pass(case, pass_, algorithm, **tensors)
         for name, value in operands(case, torch.float32).items():
             assert value is None or torch.equal(tensors[name], value)
+
+
+@pytest.mark.parametrize("channels, filters, groups", ((16, 16, 16), (2, 8, 1)), ids=("depthwise", "few_channels"))
+@pytest.mark.parametrize("format", FORMATS)
+def test_weight_gradient_of_many_pixels_stays_near_float64(channels, filters, groups, format):
+    """Sums over 200,000 pixels in chains that start from zero: one running sum would be off by 2e-6."""
+    if KERNELS == "cuda":
+        pytest.skip("a bound of the CPU's kernels")
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(16, channels, 112, 112, generator=generator)
+    grad_output = torch.randn(16, filters, 112, 112, generator=generator)
+    size = [filters, channels // groups, 3, 3]
+    rest = [1, 1], [1, 1], [1, 1], groups, "auto"
+    expected = torch.ops.convlab.convolution_backward_weight(grad_output.double(), input.double(), size, *rest)
+    tensors = in_format(grad_output, format), in_format(input, format)
+    actual = torch.ops.convlab.convolution_backward_weight(*tensors, size, *rest)
+    assert (actual - expected).abs().max() < 1e-6 * expected.abs().max()

@@ -155,8 +155,7 @@ class DepthwiseWeightChannelsLast {
   static constexpr int64_t kChannels = 512 / static_cast<int64_t>(sizeof(A));  // of a task: memory is read in order
   static constexpr int64_t kChunks = 16, kChunkPixels = 512, kTasks = 32;
   static constexpr int64_t kPiece = 64;  // pixels of a line that several runs of taps find in cache
-
-  static constexpr int kRows = 3;  // of taps whose sums are in registers together, if each has three
+  static constexpr int kRows = 3;        // of taps whose sums are in registers together, if each has three
 
   struct Lines {
     const T *gradient, *input[kRows];  // from their first pixel and channel on; of the input, those that are summed
@@ -242,8 +241,8 @@ class DepthwiseWeightChannelsLast {
     vec<A> sum[Rows][Taps];
     A* target = sums + j * pitch_;
     const int64_t row_pitch = axis.taps * pitch_;
-    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] =
-        load(target + r * row_pitch + t * pitch_);
+    // Each piece starts from zero: chains of additions stay short.
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] = vec<A>{};
     int64_t from = std::max({piece.begin, first->begin, last->begin}),
             to = std::min({piece.end, first->end, last->end});
     if (from < to)
@@ -265,8 +264,10 @@ class DepthwiseWeightChannelsLast {
           add(std::max(to, first[t].begin), std::min(piece.end, first[t].end));
         }
       }
-    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t)
-        store(target + r * row_pitch + t * pitch_, sum[r][t]);
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) {
+      A* at = target + r * row_pitch + t * pitch_;
+      store(at, load(at) + sum[r][t]);
+    }
   }
 
   const ConvArguments<T>& arguments_;

@@ -191,11 +191,13 @@ class DirectWeight {
     vec<A> sum[Rows][Taps];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
       run.input[r] = line.input + r * tap_line;
-      CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] = load(sums + (r * Taps + t) * lanes<A>);
+      CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] = vec<A>{};
     }
     CONVLAB_ISA::add_products<Step, true>(run, line.columns, sum);
-    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t)
-        store(sums + (r * Taps + t) * lanes<A>, sum[r][t]);
+    CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) {
+      A* target = sums + (r * Taps + t) * lanes<A>;
+      store(target, load(target) + sum[r][t]);
+    }
     return Taps;
   }
 
