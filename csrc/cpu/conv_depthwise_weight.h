@@ -74,6 +74,11 @@ CONVLAB_INLINE void add_products(ProductRun<T, Rows> run, int64_t count, vec<acc
   }
 }
 
+// Whether a line of taps is what three rows of nine sums are made for.
+inline bool three_neighbours(const AxisPhase& axis) {
+  return axis.taps == 3 && axis.offset_step == 1 && axis.read_step <= 2;
+}
+
 template <class T>
 class DepthwiseWeightChannelsLast {
  public:
@@ -114,6 +119,9 @@ class DepthwiseWeightChannelsLast {
     for (int64_t tap = 0; tap < taps; ++tap)
       std::fill(partial(chunk, tap) + first, partial(chunk, tap) + std::min(pitch_, first + kChannels), A(0));
     const int64_t columns = geometry_.output[2];
+    const Kernels line_kernels{kernel<true>(), kernel<false>()};
+    const Kernels rows_kernels{rows_kernel<true>(), rows_kernel<false>()};
+    const bool in_rows = three_neighbours(*ax) && ay->taps == kRows;
     for (int64_t line = lines_ * chunk / chunks_; line < lines_ * (chunk + 1) / chunks_; ++line) {
       const PixelWalk pixel(phase_, line * columns);
       const T* image = arguments_.input + pixel.n * geometry_.input_pixels() * channels_;
@@ -128,12 +136,12 @@ class DepthwiseWeightChannelsLast {
           A* sums = partial(chunk, (jz * ay->taps + jy) * ax->taps);
           lines.input[0] = line_at(jz, jy);
           if (!lines.input[0]) continue;
-          if (usual() && jy == 0 && ay->taps == kRows && line_at(jz, kRows - 1)) {
+          if (in_rows && jy == 0 && line_at(jz, kRows - 1)) {
             for (int64_t row = 1; row < kRows; ++row) lines.input[row] = line_at(jz, row);
-            add_lines(rows_kernel<true>(), rows_kernel<false>(), lines, first, end, sums);
+            add_lines(rows_kernels, lines, first, end, sums);
             break;
           }
-          add_lines(kernel<true>(), kernel<false>(), lines, first, end, sums);
+          add_lines(line_kernels, lines, first, end, sums);
         }
     }
   }
@@ -174,11 +182,11 @@ class DepthwiseWeightChannelsLast {
   };
   using Kernel = void (DepthwiseWeightChannelsLast::*)(const Lines& lines, const Piece& piece, A* sums) const;
 
-  // Lines of three neighbouring taps.
-  bool usual() const {
-    const AxisPhase& axis = phase_.axis[2];
-    return axis.taps == 3 && axis.offset_step == 1 && axis.read_step <= 2;
-  }
+  struct Kernels {
+    Kernel whole, part;  // for vectors of channels all of which are there, and not
+  };
+
+  // For three lines of three neighbouring taps.
   template <bool Whole>
   Kernel rows_kernel() const {
     using Self = DepthwiseWeightChannelsLast;
@@ -202,11 +210,11 @@ class DepthwiseWeightChannelsLast {
   }
 
   // What a line of outputs adds to sums[row of taps][tap][channel].
-  void add_lines(Kernel whole, Kernel part, const Lines& lines, int64_t first, int64_t end, A* sums) const {
+  void add_lines(const Kernels& kernels, const Lines& lines, int64_t first, int64_t end, A* sums) const {
     const int64_t columns = geometry_.output[2];
     for (int64_t piece = 0; piece < pieces_; ++piece)
       for (int64_t c = first; c < end; c += lanes<A>)
-        (this->*(end - c >= lanes<A> ? whole : part))(
+        (this->*(end - c >= lanes<A> ? kernels.whole : kernels.part))(
             lines, {columns * piece / pieces_, columns * (piece + 1) / pieces_, c, end - c}, sums + c);
   }
 

@@ -132,7 +132,7 @@ class DirectWeight {
       const int64_t tap_line = ay->offset_step * line_size();
       for (int64_t jz = 0; jz < az->taps; ++jz) {
         const Line line{s.lines + (jz * height + row * ay->read_step) * line_size(), s.gradient, columns};
-        if (reads_ == 1 && !broadcasts_ && three_by_three()) {
+        if (reads_ == 1 && !broadcasts_ && ay->taps == 3 && three_neighbours(*ax)) {
           ax->read_step == 1 ? add_products<1, 3, 3>(line, tap_line, target)
                              : add_products<2, 3, 3>(line, tap_line, target);
           target += ay->taps * ax->taps * lanes<A>;
@@ -164,11 +164,6 @@ class DirectWeight {
     const A *input, *gradient;
     int64_t columns;
   };
-
-  bool three_by_three() const {
-    const AxisPhase& axis = phase_.axis[2];
-    return phase_.axis[1].taps == 3 && axis.taps == 3 && axis.offset_step == 1 && axis.read_step <= 2;
-  }
 
   // Neighbouring taps of one line, as many of `left` as a kernel takes; returns how many.
   int64_t add_some_taps(const Line& line, int64_t left, A* sums) const {

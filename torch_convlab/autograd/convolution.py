@@ -25,7 +25,7 @@ def _as_channels(bias: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _formatted_as(grad_output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """`grad_output`; if its one channel leaves the memory format open, in that of `input`."""
-    if grad_output.shape[1] != 1 or grad_output.dim() == 3 or input.is_contiguous():
+    if grad_output.shape[1] != 1 or grad_output.stride(1) == 1 or grad_output.dim() == 3 or input.is_contiguous():
         return grad_output
     format = torch.channels_last if grad_output.dim() == 4 else torch.channels_last_3d
     return grad_output.clone(memory_format=format) if input.is_contiguous(memory_format=format) else grad_output
@@ -52,9 +52,9 @@ class Convolution(Function):
     def backward(ctx, grad_output):
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
-        grad_output = _formatted_as(grad_output, input)
         if ctx.needs_input_grad[0]:
-            grad_input = convolution_backward_input(grad_output, weight, None, list(input.shape), *ctx.parameters)
+            formatted = _formatted_as(grad_output, input)
+            grad_input = convolution_backward_input(formatted, weight, None, list(input.shape), *ctx.parameters)
         if ctx.needs_input_grad[1]:
             grad_weight = convolution_backward_weight(grad_output, input, list(weight.shape), *ctx.parameters)
         if ctx.needs_input_grad[2]:
