@@ -113,8 +113,7 @@ class DepthwiseChannelsLast {
     const int64_t count = std::min<int64_t>(lanes<A>, channels_ - first);
     A* target = static_cast<A*>(arguments_.shared) + first * channel_weights();
     transpose_matrix(arguments_.weight + first * taps, taps, count, taps, target, lanes<A>);
-    for (int64_t lane = 0; lane < lanes<A>; ++lane)
-      target[taps * lanes<A> + lane] = t_.bias && lane < count ? to_accumulate(t_.bias[first + lane]) : A(0);
+    load_then_zeros(t_.bias ? t_.bias + first : nullptr, t_.bias ? count : 0, lanes<A>, target + taps * lanes<A>);
   }
 
   // A strip of lines of one phase, for a block of channels.

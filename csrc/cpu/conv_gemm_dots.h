@@ -143,9 +143,9 @@ class GemmDots {
                 group * t_.read_channels,
             packed(group, t_.tap_index(az->tap(jz), ay->tap(jy), 0))};
       }
-    A start[sums];
-    for (int64_t i = 0; i < sums; ++i)
-      start[i] = t_.bias && i < pixels * Written ? to_accumulate(t_.bias[group * Written + i % Written]) : A(0);
+    A start[sums] = {};
+    if (t_.bias)
+      for (int64_t i = 0; i < pixels * Written; ++i) start[i] = to_accumulate(t_.bias[group * Written + i % Written]);
 
     for (pixel.x = first; pixel.x < end; pixel.x += pixels) {
       const int64_t wanted = std::min<int64_t>(pixels, end - pixel.x);

@@ -14,6 +14,15 @@ namespace convlab::cpu::CONVLAB_ISA {
 // Tasks below which a problem is cut finer: enough for threads to even out, none if there is one thread.
 constexpr int64_t enough_tasks(int threads) { return threads == 1 ? 1 : 6 * threads; }
 
+// The first `known` of `count` values, and zeros; without any, `source` may be null. Not one loop with a condition: of
+// that the compiler makes masked loads, and one from a null pointer, though nothing of it is wanted, takes some hundred
+// cycles.
+template <class T>
+void load_then_zeros(const T* source, int64_t known, int64_t count, accumulate_t<T>* target) {
+  for (int64_t i = 0; i < known; ++i) target[i] = to_accumulate(source[i]);
+  std::fill(target + known, target + count, accumulate_t<T>(0));
+}
+
 struct AxisPhase {
   int64_t first, step, count;  // written pixels first + step*i, i < count
   int64_t read_step;           // pixel i reads read_step*i + offset of the tap
@@ -130,9 +139,8 @@ struct Transfer {
   }
   // The bias of the written channels first, first + 1, .. of a group; zeros beyond them and without a bias.
   void load_bias(int64_t group, int64_t first, int64_t count, accumulate_t<T>* target) const {
-    for (int64_t channel = first; channel < first + count; ++channel)
-      *target++ = bias && channel < written_channels ? to_accumulate(bias[group * written_channels + channel])
-                                                     : accumulate_t<T>(0);
+    const int64_t known = bias ? std::clamp<int64_t>(written_channels - first, 0, count) : 0;
+    load_then_zeros(known > 0 ? bias + group * written_channels + first : nullptr, known, count, target);
   }
   // Where the weight between a read and a written channel of a group lies, without its tap.
   int64_t weight_offset(const ConvArguments<T>& a, int64_t group, int64_t read, int64_t written) const {
