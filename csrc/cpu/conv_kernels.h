@@ -17,6 +17,7 @@ struct ConvPlan {
   int64_t rounds = 1;  // prepare and run are repeated, with arguments.round counting; pack and finish come once
   int64_t pack_tasks = 0;
   int64_t prepare_tasks = 0;
+  bool prepare_multiplies = false;  // every one of these tasks is worth a thread
   int64_t run_tasks = 0;
   int64_t finish_tasks = 0;
   int64_t packed_bytes = 0;   // depends on the weight, the algorithm and the layout alone: may be kept between calls

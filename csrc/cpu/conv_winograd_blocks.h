@@ -11,11 +11,15 @@
 // along z read, zeros outside the tensor: a row of V has [tap along z][channel], and so has U.
 // Few tiles (small maps, small batches) would make the transformed weights, four times the weights, the traffic that
 // counts. Then the roles turn: the tiles are transformed first, all of them, and each task takes a panel of weights,
-// transforms some channels of it, and multiplies all tiles with them while they are in cache.
-// Memory: many tiles, 36 weights (6 of one line of taps) packed for each filter, channel and cell (4 x those of a 3x3
-// kernel), and per thread the rows of a block x (channels + panel); few tiles, the rows of at most kFewTiles x channels
-// shared, and per thread one panel's chunk. Never proportional to the batch.
+// transforms some channels of it, and multiplies all tiles with them while they are in cache. Where each thread has
+// many panels it transforms all tiles for itself: to read what another core has just written takes longer, several
+// times across the parts of a processor, and no thread waits for another. Memory: many tiles, 36 weights (6 of one line
+// of taps) packed for each filter, channel and cell (4 x those of a 3x3 kernel), and per thread the rows of a block x
+// (channels + panel); few tiles, the rows of at most kFewTiles x channels shared or per thread, and per thread one
+// panel's chunk. Never proportional to the batch.
 #pragma once
+#include <numeric>
+
 #include "conv_lines.h"
 #include "conv_winograd_shallow.h"
 
@@ -36,14 +40,15 @@ class WinogradBlocks {
   ConvPlan plan() const {
     const int64_t groups = t_.geometry.groups;
     ConvPlan plan;
-    if (few_tiles_) {
+    if (few_tiles_ && !apart_) {
       plan.prepare_tasks = groups * images_ * tiles_[0];
       plan.shared_bytes = groups * input_size() * static_cast<int64_t>(sizeof(A));
-    } else {
+    }
+    if (!few_tiles_) {
       plan.pack_tasks = groups * panels_ * divide_up(depth_, kPackedChannels);
       plan.packed_bytes = groups * panels_ * panel_weights() * static_cast<int64_t>(sizeof(A));
     }
-    plan.run_tasks = groups * (few_tiles_ ? panels_ : blocks_);
+    plan.run_tasks = groups * (few_tiles_ ? panel_ranges_ : blocks_);
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -74,19 +79,8 @@ class WinogradBlocks {
   void run(void* scratch, int64_t task) const {
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    const int64_t parts = few_tiles_ ? panels_ : blocks_, group = task / parts, part = task % parts;
-    if (few_tiles_) {
-      const Block block = {0, all_tiles_};
-      const A* input = static_cast<const A*>(arguments_.shared) + group * input_size();
-      for (int64_t begin = 0; begin < depth_; begin += chunk_) {
-        const int64_t end = std::min(depth_, begin + chunk_);
-        transform_weights(group, part, begin, end, point_stride(chunk_), s.weights);
-        kernel().multiply(part, block, input + begin, s.weights, point_stride(chunk_), end - begin, begin > 0, s);
-      }
-      write_panel(group, part, block, s);
-      return;
-    }
-    const int64_t begin = part * block_tiles_;
+    if (few_tiles_) return run_panels(task / panel_ranges_, task % panel_ranges_, s);
+    const int64_t group = task / blocks_, begin = task % blocks_ * block_tiles_;
     const Block block = {begin, std::min(block_tiles_, all_tiles_ - begin)};
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
     for (int64_t panel = 0; panel < panels_; ++panel) {
@@ -107,6 +101,8 @@ class WinogradBlocks {
   static constexpr int64_t kStripTiles = 128;
   // Whose filters are brought into order at a time.
   static constexpr int64_t kPackedChannels = 16;
+  // Written by a thread that transforms all tiles for itself, at least: many times what the transform takes.
+  static constexpr int64_t kFewestColumns = 32;
 
   WinogradBlocks(const ConvArguments<T>& arguments)
       : arguments_(arguments),
@@ -123,15 +119,24 @@ class WinogradBlocks {
       if (Cut::kHalves && !forward_) outputs_[axis] = divide_up(size, 2);
       tiles_[axis] = divide_up(outputs_[axis], Cut::M[axis]);
     }
-    part_panels_ = divide_up(t_.written_channels, kPanel<A>);
-    panels_ = (forward_ ? 1 : cut_.parts()) * part_panels_;
     images_ = t_.geometry.batch * t_.written_size[0] * cut_.spread();
     depth_ = t_.geometry.kernel[0] * runs_.count() * runs_.size();
     row_stride_ = round_up(depth_, lanes<A>) + lanes<A>;  // off a power of two: rows would share cache sets
     all_tiles_ = images_ * tiles_[0] * tiles_[1];
     const bool few = all_tiles_ <= Kernel::kFewTiles;
     shallow_ = kMayBeShallow && depth_ <= Shallow<A>::kMostDepth;
-    few_tiles_ = !shallow_ && few && t_.geometry.groups * panels_ >= arguments.threads;
+    // Threads per group; they are equally busy.
+    const int64_t groups = t_.geometry.groups, threads = arguments.threads;
+    const int64_t together = groups >= 4 * threads ? 1 : threads / std::gcd(threads, groups);
+    const int64_t even = even_panels(together);
+    apart_ = !shallow_ && few && threads > 1 && count_panels(even) >= together &&
+             count_panels(even) * even >= together * kFewestColumns &&
+             threads * TileRows<Cut>::kRows * all_tiles_ * row_stride_ * static_cast<int64_t>(sizeof(A)) <= kApartBytes;
+    panel_columns_ = apart_ ? even : kPanel<A>;
+    part_panels_ = divide_up(t_.written_channels, panel_columns_);
+    panels_ = count_panels(panel_columns_);
+    few_tiles_ = !shallow_ && few && groups * panels_ >= threads;
+    panel_ranges_ = apart_ ? together : panels_;
     const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
     const int64_t most = shallow_ ? Shallow<A>::kBlockTiles : Kernel::kBlockTiles * kTilesOf36Rows<Cut>;
     block_tiles_ = few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, most);
@@ -189,8 +194,10 @@ class WinogradBlocks {
   }
 
   // Written channels of a panel, which belong to one part.
-  int64_t first_column(int64_t panel) const { return panel % part_panels_ * kPanel<A>; }
-  int width_of(int64_t panel) const { return panel_width<A>(t_.written_channels, panel % part_panels_); }
+  int64_t first_column(int64_t panel) const { return panel % part_panels_ * panel_columns_; }
+  int width_of(int64_t panel) const {
+    return static_cast<int>(std::min(panel_columns_, round_up(t_.written_channels - first_column(panel), lanes<A>)));
+  }
   // Along an axis, 0 or 1, which of the parts a panel writes in backward input.
   int64_t part_of(int64_t panel, int axis) const {
     const int64_t part = panel / part_panels_, across = forward_ ? 1 : cut_.axis[1].parts;
@@ -200,19 +207,50 @@ class WinogradBlocks {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool last_, forward_, few_tiles_, shallow_;
+  bool apart_;          // of few tiles, each thread transforms all
   WinogradCut cut_;     // forward reads its parts, backward input writes them
   Runs<T> runs_;        // of what is read
   int64_t images_;      // written slices, or residues of them
   int64_t depth_;       // read channels, of all taps along z and all parts
   int64_t row_stride_;  // of V
   int64_t outputs_[2], tiles_[2];
-  int64_t part_panels_, panels_, all_tiles_, block_tiles_, blocks_, chunk_;
+  int64_t panel_columns_, part_panels_, panels_, panel_ranges_;
+  int64_t all_tiles_, block_tiles_, blocks_, chunk_;
 
  private:
   const Kernel& kernel() const { return static_cast<const Kernel&>(*this); }
 
+  int64_t count_panels(int64_t columns) const {
+    return (forward_ ? 1 : cut_.parts()) * divide_up(t_.written_channels, columns);
+  }
+  // The columns of a panel with which `threads` have like numbers of vectors to compute; wide ones take less loads.
+  int64_t even_panels(int64_t threads) const {
+    int64_t best = kTileVectors, least = INT64_MAX;
+    for (int64_t width = kTileVectors; width >= 2; --width) {
+      const int64_t most = divide_up(count_panels(width * lanes<A>), threads) * width;
+      if (most < least) best = width, least = most;
+    }
+    return best * lanes<A>;
+  }
+
+  // Few tiles: some of the panels.
+  void run_panels(int64_t group, int64_t range, const Scratch& s) const {
+    const Block block = {0, all_tiles_};
+    const A* input = apart_ ? s.input : static_cast<const A*>(arguments_.shared) + group * input_size();
+    if (apart_)
+      for_each_strip(block, [&](const Strip& strip) { kernel().transform_input(group, block, strip, s.input, s); });
+    for (int64_t panel = panels_ * range / panel_ranges_; panel < panels_ * (range + 1) / panel_ranges_; ++panel) {
+      for (int64_t begin = 0; begin < depth_; begin += chunk_) {
+        const int64_t end = std::min(depth_, begin + chunk_);
+        transform_weights(group, panel, begin, end, point_stride(chunk_), s.weights);
+        kernel().multiply(panel, block, input + begin, s.weights, point_stride(chunk_), end - begin, begin > 0, s);
+      }
+      write_panel(group, panel, block, s);
+    }
+  }
+
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(few_tiles_ ? 0 : input_size()),
+    return {carver.take<A>(few_tiles_ && !apart_ ? 0 : input_size()),
             carver.take<A>(shallow_ ? 0 : TileRows<Cut>::kRows * block_tiles_ * kPanel<A>),
             carver.take<A>(few_tiles_ ? kPoints * point_stride(chunk_) : 0),
             carver.take<A>(kernel().strip_size(std::min({block_tiles_, tiles_[1], kStripTiles}))),

@@ -33,6 +33,8 @@ struct SixPoints {
   static constexpr int M[2] = {Ry == 1 ? 1 : 7 - Ry, Rx == 1 ? 1 : 7 - Rx}, R[2] = {Ry, Rx};
   static constexpr int kLines[2] = {kMatrices[0], kMatrices[1]};
 };
+// What threads that transform tiles for themselves alone may take, together.
+constexpr int64_t kApartBytes = int64_t{64} << 20;
 // How many tiles have 36 rows.
 template <class Cut>
 constexpr int64_t kTilesOf36Rows = std::max(1, 36 / (Cut::kMatrices[0] * Cut::kMatrices[1]));
@@ -207,17 +209,18 @@ CONVLAB_INLINE void with_outputs(int64_t m, const Body& body) {
 }
 
 // Where the rows of a tile go: blocks of `width` channels are `pitch` elements apart, rows of a block `stride`, or
-// `last_stride` from channel `last` on.
+// `last_stride` from channel `last` on. Only channels begin..end are wanted, in whole blocks.
 template <class A>
 struct RowBlocks {
   A* target;
   int64_t width, pitch, stride, last, last_stride;
+  int64_t begin = 0, end = INT64_MAX;
 
   // Walks the vectors of channels.
   struct Walk {
     const RowBlocks blocks;
-    A* block = blocks.target;
-    int64_t channel = 0, within = 0;
+    A* block = blocks.target + blocks.begin / blocks.width * blocks.pitch;
+    int64_t channel = blocks.begin, within = 0;
 
     A* row() const { return block + within; }  // number 0
     int64_t stride() const { return channel < blocks.last ? blocks.stride : blocks.last_stride; }
@@ -274,7 +277,8 @@ void transform_gradient_tile(const typename TileRows<Cut>::Tile& tile, const Til
     transform<OutputAdjoint<m, taps()>, A>(from, from_stride, to, 1);
     if constexpr (Cut::kHalves) CONVLAB_UNROLL for (int i = 0; i < m; ++i) to[m + 1 + i] = from[i * from_stride];
   };
-  for (typename RowBlocks<A>::Walk to{place}; to.channel < source.channels; to.advance()) {
+  const int64_t end = std::min(place.end, source.channels);
+  for (typename RowBlocks<A>::Walk to{place}; to.channel < end; to.advance()) {
     A* const row_0 = to.row();
     const int64_t stride = to.stride();
     vec<A> half[Cut::M[0] * kLines];

@@ -27,7 +27,7 @@ struct Shallow {
   // half[tile][vector][output along y][point along x] of kTiles tiles that follow each other in a row of tiles; what
   // belongs to tiles beyond its end has no meaning.
   template <class Cut, int Vectors>
-  void multiply_columns(const typename TileRows<Cut>::Tile& tile, vec<A>* half) const {
+  __attribute__((noinline)) void multiply_columns(const typename TileRows<Cut>::Tile& tile, vec<A>* half) const {
     constexpr int points = Cut::kLines[0];
     static_assert(!Cut::kHalves && points % kPart == 0 && points == Cut::kLines[1]);
     for (int x = 0; x < points; ++x) {

@@ -142,7 +142,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   void transform_output(int64_t group, int64_t panel, Block block, const Strip& strip, const Scratch& s) const {
     const int64_t height = t_.written_size[1], width = t_.written_size[2];
     const int64_t first = this->first_column(panel);
-    const int64_t columns = std::min<int64_t>(kPanel<A>, t_.written_channels - first);
+    const int64_t columns = std::min(this->panel_columns_, t_.written_channels - first);
     const int64_t stride = t_.written_channels * t_.geometry.groups;
     const Pixels y = pixels_of(0, panel, strip, strip.y, My);
     const auto rows = rows_at(block, strip);

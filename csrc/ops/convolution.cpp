@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 
@@ -120,31 +121,52 @@ struct alignas(64) PackedHeader {
 // Ranges smaller than this many multiply-adds are not worth a thread.
 constexpr int64_t kMultiplyAddsPerThread = 1 << 16;
 
+// Whether each thread packs the weight for itself, which is worth a quarter of its time: what another core has just
+// written takes longer to read than what this one has, several times across the parts of a processor, and no thread
+// waits for another.
+template <class T>
+bool packs_alone(const cpu::ConvArguments<T>& arguments, const cpu::ConvPlan& plan) {
+  constexpr int64_t per_element = 10, share = 4, most_bytes = int64_t{64} << 20;
+  const int64_t elements = plan.packed_bytes / static_cast<int64_t>(sizeof(float));
+  return arguments.threads > 1 && elements > 0 && plan.packed_bytes * arguments.threads <= most_bytes &&
+         elements * per_element * share * arguments.threads <= arguments.geometry.multiply_adds();
+}
+
 template <class T>
 void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const OptionalTensor& packed) {
   const auto kernels = cpu::conv_kernels<T>(algorithm);
   const cpu::ConvPlan plan = kernels.plan(arguments);
   const bool kept =
       plan.packed_bytes > 0 && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed);
-  const int64_t packed_bytes = kept ? 0 : (plan.packed_bytes + 63) / 64 * 64;
+  const bool alone = !kept && packs_alone(arguments, plan);
+  const int64_t packed_bytes = kept || alone ? 0 : (plan.packed_bytes + 63) / 64 * 64;
   char* shared = static_cast<char*>(thread_scratch(0, packed_bytes + plan.shared_bytes));
-  arguments.packed = kept ? static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader) : shared;
+  arguments.packed = kept ? static_cast<char*>(packed->data_ptr()) + sizeof(PackedHeader) : alone ? nullptr : shared;
   arguments.shared = shared + packed_bytes;
+  static std::atomic<int64_t> calls = 0;
+  const int64_t call = calls++;
   const int64_t cost = arguments.geometry.multiply_adds() / plan.rounds / std::max<int64_t>(1, plan.run_tasks) + 1;
   const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerThread / cost);
   const auto copy_grain = [](int64_t bytes, int64_t tasks) {
     return std::max<int64_t>(1, kMultiplyAddsPerThread / (bytes / std::max<int64_t>(1, tasks) + 4));
   };
-  if (!kept)
+  if (!kept && !alone)
     parallel(plan.pack_tasks, copy_grain(plan.packed_bytes, plan.pack_tasks),
              [&](int64_t begin, int64_t end) { kernels.pack(arguments, begin, end); });
-  const int64_t prepare_grain = copy_grain(plan.shared_bytes, plan.prepare_tasks);
+  const int64_t prepare_grain = plan.prepare_multiplies ? 1 : copy_grain(plan.shared_bytes, plan.prepare_tasks);
   for (arguments.round = 0; arguments.round < plan.rounds; ++arguments.round) {
     parallel(plan.prepare_tasks, prepare_grain, [&](int64_t begin, int64_t end) {
       kernels.prepare(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
     });
     parallel(plan.run_tasks, grain, [&](int64_t begin, int64_t end) {
-      kernels.run(arguments, thread_scratch(1, plan.scratch_bytes), begin, end);
+      void* scratch = thread_scratch(1, plan.scratch_bytes);
+      if (!alone) return kernels.run(arguments, scratch, begin, end);
+      cpu::ConvArguments<T> own = arguments;
+      own.packed = thread_scratch(2, plan.packed_bytes);
+      static thread_local int64_t packed_in = -1;
+      if (packed_in != call) kernels.pack(own, 0, plan.pack_tasks);
+      packed_in = call;
+      kernels.run(own, scratch, begin, end);
     });
   }
   parallel(plan.finish_tasks, prepare_grain,
