@@ -99,6 +99,17 @@ COMMON = (
     ConvCase("deep_7x7_map", (2, 128, 7, 7), 64, 3, padding=1),
 )
 
+# Threads divide few of Winograd's tiles by panels of filters, and many tiles by chunks; lines of few channels are
+# longer than a chain of additions, or several of them make one.
+DIVIDED = (
+    ConvCase("many_tiles", (2, 5, 46, 46), 7, 3, padding=1),
+    ConvCase("few_tiles_many_filters", (1, 20, 9, 13), 130, 3, padding=1, bias=True),
+    ConvCase("few_tiles_uneven_panels", (2, 18, 8, 8), 80, 3, padding=1),
+    ConvCase("few_tiles_stride2_panels", (1, 34, 13, 11), 96, 3, stride=2, padding=1),
+    ConvCase("lines_of_few_channels", (3, 3, 21, 23), 48, 3, stride=2, padding=1),
+    ConvCase("long_lines_of_few_channels", (1, 2, 700), 48, 5, padding=2),
+)
+
 # Winograd sees 2 to 5 taps per stride, or segments of more, along one axis or two; with less than a vector of channels,
 # the parts of a strided image are joined.
 TAPS_PER_STRIDE = (
@@ -264,8 +275,8 @@ LARGE = (
 )
 
 SMALL = (
-    *COMMON, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION, *THREE_DIMENSIONS,
-    *TRANSPOSED,
+    *COMMON, *DIVIDED, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION,
+    *THREE_DIMENSIONS, *TRANSPOSED,
 )  # fmt: skip
 CASES = (*SMALL, *LARGE)
 BY_NAME = {case.name: case for case in CASES}

@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, PASSES, SMALL, ConvCase
+from cases import BY_NAME, CASES, DIVIDED, PASSES, SMALL, ConvCase
 from helpers import (
     ALGORITHMS,
     DTYPES,
@@ -51,13 +51,19 @@ KINDS = [
         "depthwise_3x3_odd", "channels_17_to_33", "1d_wav2vec_k3_s2", "3d_asymmetric", "transposed_output_padding",
     )
 ]  # fmt: skip
-KIND_PROBLEMS = [
-    pytest.param(case, algorithm, pass_, id=f"{case}-{algorithm}-{pass_}")
-    for case in KINDS
-    for algorithm in ALGORITHMS
-    for pass_ in PASSES
-    if not refusal(case, algorithm, pass_)
-]
+
+
+def problems_of(cases):
+    return [
+        pytest.param(case, algorithm, pass_, id=f"{case}-{algorithm}-{pass_}")
+        for case in cases
+        for algorithm in ALGORITHMS
+        for pass_ in PASSES
+        if not refusal(case, algorithm, pass_)
+    ]
+
+
+KIND_PROBLEMS = problems_of(KINDS)
 
 
 def laid_out(case: ConvCase, dtype: torch.dtype, format: str) -> dict[str, torch.Tensor | None]:
@@ -108,12 +114,12 @@ def test_layer(case, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("case, algorithm, pass_", KIND_PROBLEMS)
+@pytest.mark.parametrize("case, algorithm, pass_", problems_of((*KINDS, *DIVIDED)))
 def test_same_bits_for_every_thread_count(case, algorithm, pass_, format):
     for dtype in (torch.float32, torch.bfloat16):
         tensors = laid_out(case, dtype, format)
         results = []
-        for threads in (1, 2, 3, 2):
+        for threads in (1, 2, 3, 4, 2):
             torch.set_num_threads(threads)
             results.append(run_pass(case, pass_, algorithm, **tensors))
         assert all(torch.equal(results[0], other) for other in results[1:])

@@ -11,6 +11,7 @@
 #include "conv_gemm_planes.h"
 #include "conv_gemm_strips.h"
 #include "conv_gemm_weight.h"
+#include "conv_lines_weight.h"
 #include "conv_planes_weight.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
@@ -20,6 +21,7 @@ struct ImplicitGemm {
   template <class Body>
   static auto with(const ConvArguments<T>& arguments, const Body& body) {
     if (arguments.pass == Pass::backward_weight) {
+      if (LinesWeight<T>::suits(arguments)) return body(LinesWeight<T>(arguments));
       if (PlanesWeight<T>::suits(arguments)) return body(PlanesWeight<T>(arguments));
       return body(GemmWeight<T>(arguments));
     }
