@@ -1,7 +1,7 @@
-// The constants of the cost model were fitted on one core of a Zen 5 with AVX-512 against the layers of ResNet-50,
-// VGG-16 and MobileNetV2 at batch 1 and 8; those said to be fitted on a Zen 3 have not met AVX-512. They are ratios of
-// work to work, so they move little with the machine. It is plain arithmetic on the geometry, the dtype and the memory
-// format: the same choice on every run and for every number of threads.
+// The constants of the cost model were fitted on a Zen 5 for AVX-512 and on a Zen 3 for AVX2, against the layers of
+// bench/families.py and of timm's models. They are ratios of work to work, so they move little with the machine. It is
+// plain arithmetic on the geometry, the dtype and the memory format: the same choice on every run and for every number
+// of threads.
 #include "algorithm_choice.h"
 
 #include <algorithm>
@@ -99,6 +99,9 @@ int64_t lanes_of(Dtype dtype) {
   return dtype == Dtype::float64 ? lanes / 2 : lanes;
 }
 
+// AVX-512, whose products are twice as fast; what is around them is not.
+bool wide_vectors() { return lanes_of(Dtype::float32) > 8; }
+
 // What the kernels for the CPU refuse besides.
 std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
@@ -149,6 +152,10 @@ double winograd_cost(const ConvProblem& problem) {
   const double tiles = images * static_cast<double>(rows(0) * rows(1)) / points;
   // Few tiles transform the weights piece by piece, in every call.
   const double per_weight = weight ? 7 : tiles <= 128 ? 12 : problem.packed ? 0 : 7;
+  // The taps of a cell lie apart in the kernel.
+  const double scattered_weight = !weight || line || cut.cells() == 1       ? 0
+                                  : problem.layout == Layout::channels_last ? 40
+                                                                            : 15;
   // Each tap along z and each cell reads channels of its own.
   const auto parts = static_cast<double>(cut.parts());
   const double read_cells =
@@ -160,7 +167,8 @@ double winograd_cost(const ConvProblem& problem) {
   // Backward weight reads and writes its sums once per round of 128 tiles of 36 rows, or 64 of 81.
   const double round = cut.halves ? 144 : 128 * 36 / points;
   const double rounds = weight ? 1 + std::ceil(tiles / round) : 1;
-  const double transforms = tiles * (c * per_input + k * per_output) + read * k * per_weight * rounds;
+  const double transforms =
+      tiles * (c * per_input + k * per_output) + read * k * (per_weight * rounds + scattered_weight);
   const int64_t vector = lanes_of(problem.dtype);
   // Rows of backward weight's products: cells are filled up to whole vectors, unless they are joined.
   const auto lanes = static_cast<double>(ceil_divide(channels, vector) * vector);
@@ -170,8 +178,13 @@ double winograd_cost(const ConvProblem& problem) {
   // The products of groups of one vector are too small to be fast.
   const double narrow = g.groups > 1 && filters < 2 * vector && !weight ? 2.5 : 1;
   const double scattered = cut.spread() > 1 ? 1.2 : 1;
-  const double lines = line ? 1.3 : 1;  // fitted on a Zen 3
-  return narrow * scattered * lines * points * static_cast<double>(g.groups) * (tiles * read * filled * k + transforms);
+  const double lines = line ? 1.3 : 1;
+  // Where products are fast, those of lines of few planes are hard to beat (conv_lines_weight.h).
+  const bool planes =
+      weight && wide_vectors() && channels <= 4 && (problem.layout == Layout::channels_first || filters <= 4 * vector);
+  const double few = planes ? 1.35 : 1;
+  return few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
+         (tiles * read * filled * k + transforms);
 }
 
 // How many of a dilated kernel's taps lie in the tensor; a product leaves out those that are in the padding with a
@@ -196,7 +209,7 @@ double taps_inside(const ConvGeometry& g) {
 // whose lanes are read channels or neighbouring pixels instead. Where the CPU multiplies pairs of bfloat16, a matrix
 // product does so twice as fast, but must pack both operands in backward weight; everything else computes in float32.
 double implicit_gemm_cost(const ConvProblem& problem) {
-  constexpr double per_gathered = 8, per_sum = 1.5;
+  constexpr double per_sum = 1.5;
   constexpr double dots = 1.8;
   constexpr int64_t few = 8, lanes = 16, few_filters = 4;
   const ConvGeometry& g = problem.geometry;
@@ -206,6 +219,9 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     written = std::max(written, g.in_channels);
   const bool pairs = in_pairs(problem);
   const int64_t read = read_channels(problem);
+  // Lines of which every third pixel or less is read are gathered one by one.
+  const bool sparse = problem.layout == Layout::channels_first && problem.pass == Pass::forward && g.stride[2] > 2;
+  const double per_gathered = sparse ? 80 : 8;
   const double inside = problem.pass == Pass::backward_weight ? 1 : taps_inside(g);
   const double multiply_adds = static_cast<double>(g.multiply_adds()) * inside;
   // The sums of a gradient of few pixels are kept where they belong.
@@ -213,9 +229,10 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double packing = in_place ? kPerWritten * static_cast<double>(g.weight_elements()) : packing_cost(problem);
   if (problem.pass != Pass::backward_weight && read > 0 && written > 0) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
-    // Planes. Fitted on a Zen 3 for AVX2, where few channels of channels_last alone are worth transposing.
-    const bool last = problem.layout == Layout::channels_last, wide = lanes_of(Dtype::float32) > 8;
-    const double each = wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8, per_plane_written = wide ? 2 : 1.8;
+    // Planes. With AVX2, few channels of channels_last alone are worth transposing.
+    const bool last = problem.layout == Layout::channels_last, wide = wide_vectors();
+    const double each = wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8;
+    const double per_plane_written = !wide ? 1.8 : last ? 2 : 0.4;
     if (g.taps() > 1 && written <= (pairs ? few : wide ? lanes : last ? 12 : 15))
       return multiply_adds * (each + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
@@ -229,35 +246,44 @@ double implicit_gemm_cost(const ConvProblem& problem) {
          packing;
 }
 
-// Groups whose written channels fill vectors have a matrix product's tile, fitted on a Zen 3.
+// Groups whose written channels fill vectors have a matrix product's tile.
 double direct_groups_cost(const ConvProblem& problem) {
   constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, shortest_sum = 8, short_sum = 64;
   const ConvGeometry& g = problem.geometry;
+  const bool wide = wide_vectors(), last = problem.layout == Layout::channels_last;
   const int64_t written = written_channels(problem), lanes = lanes_of(problem.dtype);
   const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
   const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
-  // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
-  // lines that are transposed on the way in and out.
-  constexpr double gain = 0.85, dense = 1.05, dense_strided = 1.3, transposed = 1.45;
   const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
-  // A few channels lie side by side in the strip.
-  constexpr double narrow = 0.9;
+  // A few channels lie side by side in the strip, and taps cost little.
   const bool few = g.groups == 1 && read <= static_cast<double>(lanes) && g.taps() > 1 && !strided(g);
-  const double each = (g.groups > 1 || pointwise ? gain
-                       : few                     ? narrow
-                       : strided(g)              ? dense_strided
-                                                 : dense) *
-                      (problem.layout == Layout::channels_last ? 1 : transposed);
+  // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
+  // lines that are transposed on the way in and out.
+  double each = wide ? 1 : 1.05, tap = per_tap;
+  if (g.groups > 1 || pointwise) {
+    each = 0.85;
+  } else if (few) {
+    each = wide && last ? 0.75 : 0.9;
+    tap = wide && !last ? per_tap / 4 : 0;
+  } else if (strided(g)) {
+    each = wide && g.kernel[2] > g.stride[2] ? 1 : 1.3;
+  }
+  if (!last) each *= wide && g.taps() > 1 && g.kernel[0] == 1 ? 1.05 : 1.45;
   return static_cast<double>(g.multiply_adds()) * filled * each *
-             (base + (few ? 0 : per_tap / read) + per_column / static_cast<double>(written)) +
+             (base + tap / read + per_column / static_cast<double>(written)) +
          packing_cost(problem);
 }
 
 // A multiply-add here comes with more loads than in a matrix product; lanes without a written channel idle.
 double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
-  constexpr double windows = 3, strided_windows = 7, weights = 1.7, broadcast_weights = 1.4;
+  constexpr double windows = 3, strided_windows = 7;
+  const bool wide = wide_vectors();
+  // Of backward weight.
+  const double weights = wide && problem.layout == Layout::channels_first ? 3.8 : 1.7;
+  const double broadcast_weights =
+      1.4 + (wide ? 0.6 / static_cast<double>(std::max<int64_t>(1, read_channels(problem))) : 0);
   const ConvGeometry& g = problem.geometry;
   const int64_t written = written_channels(problem);
   const bool fills = written >= lanes_of(problem.dtype);
@@ -287,8 +313,7 @@ double inner_product_cost(const ConvProblem& problem) {
   const double products = pixels * static_cast<double>(g.out_channels) * in_whole_vectors(g.in_channels_per_group());
   const bool apart = problem.layout == Layout::channels_first;
   const double gathered = apart ? per_gathered * pixels * static_cast<double>(g.in_channels + g.out_channels) : 0;
-  if (problem.pass == Pass::backward_weight && pixels > many_pixels) return uncached * backward * products + gathered;
-  if (problem.pass != Pass::forward) return backward * products + gathered;
+  if (problem.pass != Pass::forward) return (pixels > many_pixels ? uncached : 1) * backward * products + gathered;
   return forward * products + per_output * pixels * static_cast<double>(g.out_channels) + gathered;
 }
 
