@@ -136,10 +136,10 @@ class DepthwiseChannelsLast {
   }
 
  private:
-  static constexpr int64_t kCachedBytes = int64_t{8} << 20;  // of both tensors: likely still in a cache
-  static constexpr int64_t kLineChannels = 64 / sizeof(T);   // of a cache line
-  static constexpr int64_t kKeptBytes = 192 * 1024;          // of lines that stay in L2 beside what is written
-  static constexpr int64_t kWindowBytes = 24 * 1024;         // of what a window reads, for L1
+  static constexpr int64_t kCachedBytes = int64_t{16} << 20;  // of both tensors: likely still in a cache
+  static constexpr int64_t kLineChannels = 64 / sizeof(T);    // of a cache line
+  static constexpr int64_t kKeptBytes = 192 * 1024;           // of lines that stay in L2 beside what is written
+  static constexpr int64_t kWindowBytes = 24 * 1024;          // of what a window reads, for L1
   static constexpr int64_t kStrip = 32, kCopiedBytes = int64_t{1} << 18;
 
   // Memory to fetch in equal shares.
@@ -243,8 +243,10 @@ class DepthwiseChannelsLast {
     if (fetches_) {
       s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
                      more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, s.steps};
-      s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ : 0),
-                        more_written ? axis.count * axis.step * channels_ : 0, s.steps};
+      // Each of a line's phases fetches a part of it.
+      const int64_t part = axis.first * (axis.count - 1) * channels_;
+      s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ + part : 0),
+                        more_written ? axis.count * channels_ : 0, s.steps};
     }
     s.step = 0;
     for (int64_t x = 0; x < axis.count; x += kWindowPixels) {
