@@ -38,14 +38,15 @@ def test_defaults():
 
 
 def test_precision_highest_leaves_winograd_out(layer):
-    winograd, direct = run_as("winograd", layer), run_as("implicit_gemm", layer)
-    assert not torch.equal(winograd, direct)
+    winograd = run_as("winograd", layer)
     assert torch.equal(run_as("auto", layer), winograd)
     with backends.flags(precision="highest"):
         assert backends.precision == "highest"
-        assert torch.equal(run_as("auto", layer), direct)
+        chosen = torch_convlab.explain_convolution((1, 32, 20, 20), (32, 32, 3, 3), padding=1).chosen
+        assert chosen in ("implicit_gemm", "direct")  # the instruction set decides
+        assert torch.equal(run_as("auto", layer), run_as(chosen, layer))
+        assert not torch.equal(run_as("auto", layer), winograd)
         assert torch.equal(run_as("winograd", layer), winograd)  # who names it gets it
-        assert torch_convlab.explain_convolution((1, 32, 20, 20), (32, 32, 3, 3), padding=1).chosen == "implicit_gemm"
     assert torch.equal(run_as("auto", layer), winograd)
 
 

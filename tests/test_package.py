@@ -163,7 +163,7 @@ def test_explain_convolution():
     assert all((verdict.refusal is None) != (verdict.cost is None) for verdict in choice.verdicts.values())
     assert "groups" in choice.verdicts["depthwise"].refusal
     assert choice.verdicts["naive"].cost > choice.verdicts["implicit_gemm"].cost > choice.verdicts["winograd"].cost
-    strided = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), stride=3, padding=1)
+    strided = torch_convlab.explain_convolution((1, 96, 56, 56), (64, 96, 3, 3), stride=3, padding=1)
     assert strided.chosen == "implicit_gemm" and "stride" in strided.verdicts["winograd"].refusal
     assert torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32).chosen == "depthwise"
     stem = torch_convlab.explain_convolution((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
