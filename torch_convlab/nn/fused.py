@@ -44,7 +44,7 @@ class ConvAddReLU(nn.Module):
         if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             packed = self._packed_weight(input)
             output = _C.convolution(
-                weight.dim() - 2, input, weight, bias, residual, packed, *self.relu[:2],
+                weight.dim() - 2, input, weight, bias, residual, packed, *as_clamp(self.relu).bounds,
                 self.stride, self.padding, self.dilation, self.groups, self.algorithm,
             )  # fmt: skip
             if output is not NotImplemented:
