@@ -116,18 +116,9 @@ class LinesWeight {
 
   void fill(const Band& band, int64_t n, const Scratch& s) const {
     const int64_t channels = geometry_.in_channels, pixels = geometry_.input_pixels(), pitch = plane_pitch(band);
-    const T* image = arguments_.input + n * channels * pixels;
-    if (last_)
-      fill_planes_channels_last(band, image, geometry_.input, channels, channels, s.planes, pitch);
-    else
-      for (int64_t c = 0; c < channels; ++c)
-        fill_plane(band, image + c * pixels, geometry_.input, s.planes + c * pitch);
-    const A** row = s.first;
-    const AxisPhase* axis = band.phase.axis;
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t jz = 0; jz < axis[0].taps; ++jz)
-        for (int64_t jy = 0; jy < axis[1].taps; ++jy)
-          for (int64_t jx = 0; jx < axis[2].taps; ++jx) *row++ = s.planes + c * pitch + band.shift(jz, jy, jx);
+    fill_planes(arguments_.layout, band, arguments_.input + n * channels * pixels, geometry_.input, 0, channels,
+                channels, s.planes, pitch);
+    list_taps<A>(band, s.planes, channels, pitch, s.first);
   }
 
   const A* gradient_line(int64_t n, int64_t pixel, int64_t count, A* packed) const {
@@ -148,9 +139,8 @@ class LinesWeight {
     const int64_t count = axis[2].count;
     for (int64_t i = 0; i < lines; ++i) {
       const int64_t z = (first + i) / axis[1].count, y = (first + i) % axis[1].count;
-      const int64_t line = (axis[0].first + z) * geometry_.output[1] + axis[1].first + y;
-      const int64_t pixel = line * geometry_.output[2] + axis[2].first;
-      s.gradients[i] = gradient_line(n, pixel, count, s.gradient + i * count * pitch_);
+      s.gradients[i] =
+          gradient_line(n, first_pixel(band, z, y, geometry_.output), count, s.gradient + i * count * pitch_);
       const int64_t offset = (z * band.slots[1] + y) * band.slots[2];
       for (int64_t row = 0; row < rows_; ++row) s.rows[i * rows_ + row] = s.first[row] + offset;
     }

@@ -143,4 +143,31 @@ void fill_planes_channels_last(const Band& band, const T* image, const int64_t* 
   });
 }
 
+// Either of them: `channels` from channel `first` on of an image of `all_channels`.
+template <class T>
+void fill_planes(Layout layout, const Band& band, const T* image, const int64_t* size, int64_t first, int64_t channels,
+                 int64_t all_channels, accumulate_t<T>* planes, int64_t pitch) {
+  if (layout == Layout::channels_last)
+    return fill_planes_channels_last(band, image + first, size, channels, all_channels, planes, pitch);
+  const int64_t pixels = size[0] * size[1] * size[2];
+  for (int64_t c = 0; c < channels; ++c) fill_plane(band, image + (first + c) * pixels, size, planes + c * pitch);
+}
+
+// Where each tap of each channel reads for the first flat output, [channel][tap]; returns the end.
+template <class A>
+const A** list_taps(const Band& band, const A* planes, int64_t channels, int64_t pitch, const A** target) {
+  const AxisPhase* axis = band.phase.axis;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t jz = 0; jz < axis[0].taps; ++jz)
+      for (int64_t jy = 0; jy < axis[1].taps; ++jy)
+        for (int64_t jx = 0; jx < axis[2].taps; ++jx) *target++ = planes + c * pitch + band.shift(jz, jy, jx);
+  return target;
+}
+
+// The first pixel of line (z, y) of a forward pass's band, in the output of `size`.
+inline int64_t first_pixel(const Band& band, int64_t z, int64_t y, const int64_t* size) {
+  const AxisPhase* axis = band.phase.axis;
+  return ((axis[0].first + z) * size[1] + axis[1].first + y) * size[2] + axis[2].first;
+}
+
 }  // namespace convlab::cpu::CONVLAB_ISA

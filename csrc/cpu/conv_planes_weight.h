@@ -120,24 +120,14 @@ class PlanesWeight {
 
   void fill(const Band& band, int64_t n, int64_t first, A* planes) const {
     const int64_t pixels = geometry_.input_pixels(), pitch = plane_pitch(band);
-    const T* image = arguments_.input + n * geometry_.in_channels * pixels;
-    if (last_)
-      fill_planes_channels_last(band, image + first, geometry_.input, reads_, geometry_.in_channels, planes, pitch);
-    else
-      for (int64_t c = 0; c < reads_; ++c)
-        fill_plane(band, image + (first + c) * pixels, geometry_.input, planes + c * pitch);
+    fill_planes(arguments_.layout, band, arguments_.input + n * geometry_.in_channels * pixels, geometry_.input, first,
+                reads_, geometry_.in_channels, planes, pitch);
     for (int64_t c = 0; c < reads_; ++c) std::fill_n(planes + c * pitch + band.size(), lanes<A>, A(0));
     std::fill_n(planes + reads_ * pitch, kSlack, A(0));
   }
 
   void list_products(const Band& band, const Scratch& s) const {
-    const AxisPhase* axis = band.phase.axis;
-    const A** input = s.inputs;
-    for (int64_t c = 0; c < reads_; ++c)
-      for (int64_t jz = 0; jz < axis[0].taps; ++jz)
-        for (int64_t jy = 0; jy < axis[1].taps; ++jy)
-          for (int64_t jx = 0; jx < axis[2].taps; ++jx)
-            *input++ = s.planes + c * plane_pitch(band) + band.shift(jz, jy, jx);
+    const A** input = list_taps<A>(band, s.planes, reads_, plane_pitch(band), s.inputs);
     std::fill_n(input, kMostTaps, input[-1]);
   }
 
@@ -147,8 +137,7 @@ class PlanesWeight {
     std::fill_n(target, count * pitch + kSlack, A(0));
     for (int64_t z = 0; z < axis[0].count; ++z)
       for (int64_t y = 0; y < axis[1].count; ++y) {
-        const int64_t line = (axis[0].first + z) * geometry_.output[1] + axis[1].first + y;
-        const int64_t pixel = line * geometry_.output[2] + axis[2].first;
+        const int64_t pixel = first_pixel(band, z, y, geometry_.output);
         A* to = target + (z * band.slots[1] + y) * band.slots[2];
         if (last_)  // writes whole vectors, so lines come in order
           transpose_matrix(arguments_.output + (n * pixels + pixel) * filters + first, filters, axis[2].count, count,

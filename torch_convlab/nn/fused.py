@@ -38,17 +38,11 @@ class ConvAddReLU(nn.Module):
         self._packed: tuple | None = None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        # Past Module.__getattr__, which costs more than anything else here.
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
         packed = None
         if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             packed = self._packed_weight(input)
-            output = _C.convolution(
-                weight.dim() - 2, input, weight, bias, residual, packed, *as_clamp(self.relu).bounds,
-                self.stride, self.padding, self.dilation, self.groups, self.algorithm,
-            )  # fmt: skip
-            if output is not NotImplemented:
-                return output
+        # Past Module.__getattr__, which costs more than anything else here.
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         return functional.conv_fused(
             input, weight, bias, residual, self.relu, self.stride, self.padding, self.dilation, self.groups,
             algorithm=self.algorithm, packed=packed,
