@@ -155,6 +155,12 @@ GROUPED = (
     ConvCase("depthwise_5x5_stride2", (2, 24, 17, 17), 24, 5, stride=2, padding=2, groups=24),
     ConvCase("depthwise_7x7", (1, 16, 14, 14), 16, 7, padding=3, groups=16, bias=True),
     ConvCase("depthwise_dilated", (1, 16, 15, 15), 16, 3, padding=2, dilation=2, groups=16),
+    ConvCase("depthwise_6x6", (1, 21, 9, 30), 21, 6, padding=3, groups=21, bias=True),
+    ConvCase("depthwise_13x13", (1, 17, 15, 23), 17, 13, padding=6, groups=17),
+    ConvCase("depthwise_blocks_of_channels", (1, 85, 5, 40), 85, 7, padding=3, groups=85, bias=True),
+    ConvCase(
+        "depthwise_stride3_dilation3", (1, 18, 27, 15), 18, (6, 3), stride=3, padding=(2, 0), dilation=(3, 1), groups=18
+    ),  # most of the backward pass's phases have no tap
     ConvCase("depthwise_wide_lines", (1, 520, 6, 28), 520, 5, padding=2, groups=520, bias=True),
     ConvCase(
         "depthwise_wide_lines_stride2", (1, 1030, 7, 24), 1030, 3, stride=2, padding=2, dilation=(1, 2), groups=1030

@@ -4,9 +4,10 @@
 // One channel meets one filter, so there is no product of matrices, and the work is to move memory once. Channels last,
 // lanes are channels: this file. Channels first, lines are transposed to that order first (conv_direct.h). With very
 // few channels, lanes are pixels of zero-padded planes (conv_gemm_planes.h, conv_planes_weight.h). Cost:
-// multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors. Lines of
-// so many channels that a cache would lose them before the next line of outputs reads them again are handled some
-// channels at a time, copied to where they lie together (pixels a power of two apart also share few sets of a cache).
+// multiply_adds(), and each input loaded once per kernel line and vector; 3x3 is bound by moving the tensors. Channels
+// are taken in blocks where L1 would else lose what a window reads before the next reads most of it again. Where L2
+// would lose lines before the next line of outputs reads them again, blocks are copied to where they lie together
+// (pixels a power of two apart also share few sets of a cache).
 #pragma once
 #include "conv_gemm_planes.h"
 #include "conv_planes_weight.h"
@@ -14,45 +15,44 @@
 namespace convlab::cpu::CONVLAB_ISA {
 
 constexpr int kWindowPixels = CONVLAB_VECTOR_BYTES == 64 ? 8 : 7;  // of 32 or 16 registers; 7 divides the usual maps
-constexpr int kWindowTaps = 7;
 
-// Which of a window's inputs exist.
-enum class Window { inside, border, partial };  // all; not every pixel; not every pixel nor every lane
+// What a window reads inside a line: pixels `pitch` apart; of the vectors, all lanes or `left`.
+template <class T, bool Whole = true>
+struct PitchedPixels {
+  const T* from;
+  int64_t pitch, left = 0;
 
-// Where a window reads: lines of pixels of `channels`, `left` of which are wanted.
-template <class T>
-struct WindowSource {
-  const T* line;
-  int64_t x;  // read by the window's first pixel through its first tap
-  int64_t size, channels, left;
-  const T* zeros;
-
-  template <Window Kind>
-  CONVLAB_INLINE vec<accumulate_t<T>> pixel(const T* from, int64_t distance) const {
-    const int64_t at = x + distance;
-    if (Kind != Window::inside) from = at >= 0 && at < size ? from : zeros;
-    return Kind == Window::partial ? load_partial(from, left) : load(from);
+  CONVLAB_INLINE vec<accumulate_t<T>> value() const { return Whole ? load(from) : load_partial(from, left); }
+  CONVLAB_INLINE void advance(int64_t pixels) {
+    from += pixels * pitch;
+    pin_pointer(from);  // counted up: ten multiples of the pitch would not fit into registers
   }
 };
 
+// What a window reads at a border: a list of pixels, zeros for those outside, from channel `offset` on.
+template <class T, bool Whole>
+struct ListedPixels {
+  const T* const* list;
+  int64_t offset, left;
+
+  CONVLAB_INLINE vec<accumulate_t<T>> value() const {
+    return Whole ? load(*list + offset) : load_partial(*list + offset, left);
+  }
+  CONVLAB_INLINE void advance(int64_t pixels) { list += pixels; }
+};
+
 // kWindowPixels neighbouring outputs of a line += Taps neighbouring taps of one vector of channels: every input is
-// loaded once and meets all the taps it belongs to. Pixels are Step apart (0: `step`, for a single tap).
-template <int Step, int Taps, Window Kind, class T>
-CONVLAB_INLINE void add_window(const WindowSource<T>& s, int64_t step, const accumulate_t<T>* weights,
-                               int64_t weight_step, vec<accumulate_t<T>> (&sum)[kWindowPixels]) {
-  using A = accumulate_t<T>;
+// loaded once and meets all the taps it belongs to. Outputs read pixels Step apart (0: `step`, for a single tap).
+template <int Step, int Taps, class Pixels, class A>
+CONVLAB_INLINE void add_window(Pixels pixels, int64_t step, const A* weights, int64_t weight_step,
+                               vec<A> (&sum)[kWindowPixels]) {
   constexpr int distance = Step ? Step : 1;
   static_assert(Step || Taps == 1);
   vec<A> weight[Taps];
   CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) weight[j] = load(weights + j * weight_step);
-  const T* from = s.line + s.x * s.channels;
-  const int64_t pixel = (Step ? 1 : step) * s.channels;
-  CONVLAB_UNROLL for (int q = 0; q < (kWindowPixels - 1) * distance + Taps; ++q) {
-    const T* at = from;
-    from += pixel;
-    pin_pointer(from);  // counted up: ten multiples of the distance would not fit into registers
+  CONVLAB_UNROLL for (int q = 0; q < (kWindowPixels - 1) * distance + Taps; ++q, pixels.advance(Step ? 1 : step)) {
     if (q % distance >= Taps) continue;
-    vec<A> value = s.template pixel<Kind>(at, Step ? q : q * step);
+    vec<A> value = pixels.value();
     if constexpr (Taps > 1) pin(value);
     CONVLAB_UNROLL for (int j = 0; j < Taps; ++j) {
       const int p = (q - j) / distance;
@@ -61,8 +61,9 @@ CONVLAB_INLINE void add_window(const WindowSource<T>& s, int64_t step, const acc
   }
 }
 
-// Forward and backward input on N(D)HWC: windows of neighbouring pixels of a line. A task is a strip of lines of some
-// channels, copied first; or one line of all channels, read where it is.
+// Forward and backward input on N(D)HWC: windows of neighbouring pixels of a line. A task is a strip of lines, of all
+// channels or of a block of them; copied first, for one phase, or read where they are, for one phase after the other,
+// as all of them read the same lines.
 template <class T>
 class DepthwiseChannelsLast {
  public:
@@ -76,30 +77,28 @@ class DepthwiseChannelsLast {
     images_ = t_.geometry.batch * phase.axis[0].count;
     const int64_t lines = phase.axis[0].taps * phase.axis[1].taps;
     copies_ = lines > 1 && lines * t_.read_size[2] * channels_ * static_cast<int64_t>(sizeof(T)) > kKeptBytes;
-    fetches_ = !copies_ && elements * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
-    block_ = copies_ ? copied_channels(phase) : channels_;
+    block_ = copies_ ? copied_channels(phase) : kept_channels(phase);
     blocks_ = divide_up(channels_, block_);
-    strip_ = 1;
-    if (copies_) {
-      for (int64_t index = 0; index < t_.phase_count; ++index) {
-        const Phase each = t_.phase(index);
-        slots_ = std::max(slots_, slots(each.axis[2]));
-        reach_ = std::max(reach_, each.axis[1].reach());
-        planes_ = std::max(planes_, each.axis[0].taps);
-      }
-      read_step_ = phase.axis[1].read_step;
-      strip_ = std::clamp<int64_t>(rows, 1, kStrip);
-      while (strip_ > 1 && (copied_size() * static_cast<int64_t>(sizeof(T)) > kCopiedBytes ||
-                            images_ * blocks_ * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
-        strip_ = divide_up(strip_, 2);
+    fetches_ = !copies_ && block_ == channels_ && elements * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
+    for (int64_t index = 0; index < t_.phase_count; ++index) {
+      const Phase each = t_.phase(index);
+      window_reads_ = std::max(window_reads_, window_reads(each.axis[2]));
+      slots_ = std::max(slots_, slots(each.axis[2]));
+      reach_ = std::max(reach_, each.axis[1].reach());
+      planes_ = std::max(planes_, each.axis[0].taps);
     }
+    read_step_ = phase.axis[1].read_step;
+    strip_ = std::clamp<int64_t>(rows, 1, copies_ ? kCopiedStrip : kStrip);
+    while (strip_ > 1 && ((copies_ && copied_size() * static_cast<int64_t>(sizeof(T)) > kCopiedBytes) ||
+                          images_ * blocks_ * divide_up(rows, strip_) < enough_tasks(arguments.threads)))
+      strip_ = divide_up(strip_, 2);
     strips_ = divide_up(rows, strip_);
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
     plan.prepare_tasks = divide_up(channels_, lanes<A>);
-    plan.run_tasks = t_.phase_count * images_ * strips_ * blocks_;
+    plan.run_tasks = (copies_ ? t_.phase_count : 1) * images_ * strips_ * blocks_;
     plan.shared_bytes = plan.prepare_tasks * lanes<A> * channel_weights() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
@@ -116,31 +115,27 @@ class DepthwiseChannelsLast {
     load_then_zeros(t_.bias ? t_.bias + first : nullptr, t_.bias ? count : 0, lanes<A>, target + taps * lanes<A>);
   }
 
-  // A strip of lines of one phase, for a block of channels.
+  // A strip of lines, for a block of channels.
   void run(void* scratch, int64_t task) const {
-    const Phase phase = t_.phase(task % t_.phase_count);  // fastest: phases differ in work
-    task /= t_.phase_count;
-    const int64_t first = task % blocks_ * block_, strip = task / blocks_ % strips_;
-    const int64_t image = task / blocks_ / strips_, planes = t_.phase(0).axis[0].count;
-    if (image % planes >= phase.axis[0].count) return;
-    PixelWalk pixel(phase, 0);
-    pixel.n = image / planes, pixel.z = image % planes, pixel.y = strip * strip_;
-    const int64_t rows = std::min(strip_, phase.axis[1].count - pixel.y);
+    int64_t begin = 0, end = t_.phase_count;  // phases
+    if (copies_) {                            // fastest: phases differ in work
+      begin = task % t_.phase_count, end = begin + 1;
+      task /= t_.phase_count;
+    }
+    const int64_t strip = task / blocks_ % strips_, image = task / blocks_ / strips_, first = task % blocks_ * block_;
+    const Channels channels = {first, std::min(channels_, first + block_)};
     Carver carver(scratch);
     Scratch s = carve(carver);
-    std::fill(s.zeros, s.zeros + lanes<A>, T{});
-    const Channels channels = {first, std::min(channels_, first + block_)};
-    s.first_line = pixel.y * phase.axis[1].read_step + phase.axis[1].ascending().offset_first;
-    if (copies_ && rows > 0) copy_lines(phase, pixel, rows, channels, s);
-    for (int64_t row = 0; row < rows; ++row, ++pixel.y) convolve_line(phase, pixel, channels, s);
+    std::fill(s.zeros, s.zeros + zeros(), T{});
+    for (int64_t index = begin; index < end; ++index) convolve_strip(t_.phase(index), image, strip, channels, s);
   }
 
  private:
   static constexpr int64_t kCachedBytes = int64_t{16} << 20;  // of both tensors: likely still in a cache
   static constexpr int64_t kLineChannels = 64 / sizeof(T);    // of a cache line
   static constexpr int64_t kKeptBytes = 192 * 1024;           // of lines that stay in L2 beside what is written
-  static constexpr int64_t kWindowBytes = 24 * 1024;          // of what a window reads, for L1
-  static constexpr int64_t kStrip = 32, kCopiedBytes = int64_t{1} << 18;
+  static constexpr int64_t kWindowBytes = 32 * 1024;          // of what a window reads, for L1
+  static constexpr int64_t kStrip = 8, kCopiedStrip = 32, kCopiedBytes = int64_t{1} << 18;
 
   // Memory to fetch in equal shares.
   struct Ahead {
@@ -160,11 +155,12 @@ class DepthwiseChannelsLast {
   struct Scratch {
     const T** lines;    // read by the taps that lie inside the tensor
     const A** weights;  // of their first tap
-    T* zeros;
+    const T** listed;   // by line, the pixels of a window at a border
+    T* zeros;           // as many as the channels of a window
     T* copies;
     int64_t first_line = 0;  // of the copied ones
     int64_t count = 0;
-    int64_t steps = 0, step = 0;  // blocks of a line, and the current one
+    int64_t step = 0;  // windows and vectors of this line that are done
     Ahead next_read, next_written;
   };
 
@@ -182,10 +178,22 @@ class DepthwiseChannelsLast {
       channels *= 2;
     return channels;
   }
+  // Blocks of which a window and its weights fit into L1, if neighbouring windows read much in common.
+  int64_t kept_channels(const Phase& phase) const {
+    const int64_t reads = phase.axis[0].taps * phase.axis[1].taps * window_reads(phase.axis[2]) + phase.taps();
+    const int64_t fit = kWindowBytes / (std::max<int64_t>(1, reads) * static_cast<int64_t>(sizeof(T)));
+    if (channels_ <= fit || fit < 2 * kLineChannels || phase.axis[2].count <= 2 * kWindowPixels) return channels_;
+    return round_up(divide_up(channels_, divide_up(channels_, fit)), kLineChannels);
+  }
+  // Pixels that a window reads.
+  static int64_t window_reads(const AxisPhase& axis) {
+    return (kWindowPixels - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
+  }
   // Pixels that the windows of a line read.
   static int64_t slots(const AxisPhase& axis) {
     return (round_up(axis.count, kWindowPixels) - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
   }
+  int64_t zeros() const { return (copies_ ? block_ : channels_) + lanes<A>; }
   int64_t channel_weights() const { return t_.geometry.taps() + 1; }  // and the bias
   int64_t copied_lines(int64_t rows) const { return (rows - 1) * read_step_ + reach_; }
   int64_t copied_size() const { return planes_ * copied_lines(strip_) * slots_ * block_; }
@@ -215,9 +223,46 @@ class DepthwiseChannelsLast {
       }
   }
 
+  void convolve_strip(const Phase& phase, int64_t image, int64_t strip, Channels channels, Scratch& s) const {
+    const int64_t planes = t_.phase(0).axis[0].count;
+    if (image % planes >= phase.axis[0].count) return;
+    PixelWalk pixel(phase, 0);
+    pixel.n = image / planes, pixel.z = image % planes, pixel.y = strip * strip_;
+    const int64_t rows = std::min(strip_, phase.axis[1].count - pixel.y);
+    s.first_line = pixel.y * phase.axis[1].read_step + phase.axis[1].ascending().offset_first;
+    if (copies_ && rows > 0) copy_lines(phase, pixel, rows, channels, s);
+    for (int64_t row = 0; row < rows; ++row, ++pixel.y) convolve_line(phase, pixel, channels, s);
+  }
+
   // One line of one phase.
   void convolve_line(const Phase& phase, const PixelWalk& pixel, Channels channels, Scratch& s) const {
     const AxisPhase axis = phase.axis[2].ascending();
+    T* target = t_.written + (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * channels_;
+    find_lines(phase, pixel, channels, s);
+    if (fetches_) look_ahead(phase, pixel, target, s);
+    // Pixels whose windows lie inside.
+    const int64_t first = copies_ ? 0 : axis.offset_first;
+    int64_t begin = 0, end = axis.count;
+    if (!copies_) {
+      begin = std::min(round_up(divide_up(std::max<int64_t>(0, -first), axis.read_step), kWindowPixels), axis.count);
+      const int64_t last = t_.read_size[2] - window_reads(axis) - first;  // window's first pixel reads this at most
+      end = std::clamp(last < 0 ? 0 : (last / axis.read_step / kWindowPixels + 1) * kWindowPixels, begin, axis.count);
+    }
+    const Kernels inside = {kernel<true, true>(axis), kernel<true, false>(axis)};
+    const Kernels border = {kernel<false, true>(axis), kernel<false, false>(axis)};
+    for (int64_t x = 0; x < axis.count;)
+      if (x == begin && begin < end) {
+        convolve(inside, axis, target, begin, end, channels, s);
+        x = end;
+      } else {
+        list_pixels(axis, first + x * axis.read_step, s);
+        convolve(border, axis, target, x, std::min(x + kWindowPixels, axis.count), channels, s);
+        x += kWindowPixels;
+      }
+  }
+
+  // The lines that a line of outputs reads, and the weights of their taps.
+  void find_lines(const Phase& phase, const PixelWalk& pixel, Channels channels, Scratch& s) const {
     const T* image = t_.read + pixel.n * t_.read_pixels() * channels_;
     s.count = 0;
     for (int64_t jz = 0; jz < phase.axis[0].taps; ++jz)
@@ -231,33 +276,22 @@ class DepthwiseChannelsLast {
         s.weights[s.count++] = static_cast<const A*>(arguments_.shared) +
                                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), 0) * lanes<A>;
       }
-    T* target = t_.written + (pixel.n * t_.written_pixels() + pixel.written_pixel(t_.written_size)) * channels_;
-    const Kernel inside = kernel<Window::inside>(axis), border = kernel<Window::border>(axis);
-    const Kernel partial = kernel<Window::partial>(axis);
-    const int64_t whole = channels.begin + (channels.end - channels.begin) / lanes<A> * lanes<A>;
-    // What the next line will read and write is fetched during this one, in even shares, unless it is in cache.
-    const AxisPhase rows = phase.axis[1].ascending();
+  }
+
+  // What the next line will read and write is fetched during this one, in even shares.
+  void look_ahead(const Phase& phase, const PixelWalk& pixel, const T* target, Scratch& s) const {
+    const AxisPhase &axis = phase.axis[2], rows = phase.axis[1].ascending();
+    const T* image = t_.read + pixel.n * t_.read_pixels() * channels_;
     const int64_t below = pixel.y * rows.read_step + rows.offset(rows.taps - 1) + 1;
     const bool more_read = below >= 0 && below < t_.read_size[1], more_written = pixel.y + 1 < rows.count;
-    s.steps = divide_up(axis.count, kWindowPixels) * std::max<int64_t>(1, channels_ / lanes<A>);
-    if (fetches_) {
-      s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
-                     more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, s.steps};
-      // Each of a line's phases fetches a part of it.
-      const int64_t part = axis.first * (axis.count - 1) * channels_;
-      s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ + part : 0),
-                        more_written ? axis.count * channels_ : 0, s.steps};
-    }
+    const int64_t steps = divide_up(axis.count, kWindowPixels) * std::max<int64_t>(1, channels_ / lanes<A>);
     s.step = 0;
-    for (int64_t x = 0; x < axis.count; x += kWindowPixels) {
-      const int64_t first = x * axis.read_step + (copies_ ? 0 : axis.offset_first);
-      const int64_t last = first + (kWindowPixels - 1) * axis.read_step + (axis.taps - 1) * axis.offset_step;
-      const Kernel most = copies_ || (first >= 0 && last < t_.read_size[2]) ? inside : border;
-      const int64_t pixels = std::min<int64_t>(kWindowPixels, axis.count - x);
-      T* to = target + x * axis.step * channels_;
-      (this->*most)({axis, first, pixels, channels.begin, whole}, s, to);
-      if (whole < channels.end) (this->*partial)({axis, first, pixels, whole, channels.end}, s, to);
-    }
+    s.next_read = {image + (more_read ? below : 0) * t_.read_size[2] * channels_,
+                   more_read ? rows.read_step * t_.read_size[2] * channels_ : 0, steps};
+    // Each of a line's phases fetches a part of it.
+    const int64_t part = axis.first * (axis.count - 1) * channels_;
+    s.next_written = {target + (more_written ? rows.step * t_.written_size[2] * channels_ + part : 0),
+                      more_written ? axis.count * channels_ : 0, steps};
   }
 
   Scratch carve(Carver& carver) const {
@@ -265,81 +299,129 @@ class DepthwiseChannelsLast {
     Scratch s;
     s.lines = carver.take<const T*>(lines);
     s.weights = carver.take<const A*>(lines);
-    s.zeros = carver.take<T>(lanes<A>);
+    s.listed = carver.take<const T*>(lines * window_reads_);
+    s.zeros = carver.take<T>(zeros());
     s.copies = carver.take<T>(copies_ ? copied_size() : 0);
     return s;
   }
 
-  // `pixels` neighbouring pixels, of which the first reads `x` through the first tap, for a range of channels.
-  struct Block {
+  // Pixels `begin` (the first of a window) to `end` of a line for a range of channels.
+  struct Span {
     const AxisPhase& axis;
-    int64_t x, pixels, begin, end;
+    T* target;  // the line's first pixel
+    int64_t begin, end, first_channel, end_channel;
   };
-  using Kernel = void (DepthwiseChannelsLast::*)(const Block& block, Scratch& s, T* to) const;
+  using Kernel = void (DepthwiseChannelsLast::*)(const Span& span, Scratch& s) const;
+
+  struct Kernels {
+    Kernel whole, partial;  // for vectors of channels all of which are there, and not
+  };
+  void convolve(const Kernels& kernels, const AxisPhase& axis, T* target, int64_t begin, int64_t end, Channels channels,
+                Scratch& s) const {
+    const int64_t whole = channels.begin + (channels.end - channels.begin) / lanes<A> * lanes<A>;
+    if (channels.begin < whole) (this->*kernels.whole)({axis, target, begin, end, channels.begin, whole}, s);
+    if (whole < channels.end) (this->*kernels.partial)({axis, target, begin, end, whole, channels.end}, s);
+  }
 
   // The usual kernels have their taps unrolled.
-  template <Window Kind>
+  template <bool Inside, bool Whole>
   static Kernel kernel(const AxisPhase& axis) {
     const int64_t taps = axis.offset_step == 1 || axis.taps == 1 ? axis.taps : 1;
     if (axis.read_step == 2) {
-      if (taps == 5) return &DepthwiseChannelsLast::convolve<2, 5, Kind>;
-      return &DepthwiseChannelsLast::convolve<2, 1, Kind>;
+      if (taps == 3) return &DepthwiseChannelsLast::convolve_windows<2, 3, false, Inside, Whole>;
+      if (taps == 5) return &DepthwiseChannelsLast::convolve_windows<2, 5, false, Inside, Whole>;
+      return &DepthwiseChannelsLast::convolve_windows<2, 1, true, Inside, Whole>;
     }
     if (axis.read_step == 1) {
-      if (taps == 1) return &DepthwiseChannelsLast::convolve<1, 1, Kind>;
-      if (taps == 2) return &DepthwiseChannelsLast::convolve<1, 2, Kind>;
-      if (taps == 3) return &DepthwiseChannelsLast::convolve<1, 3, Kind>;
-      if (taps == 4) return &DepthwiseChannelsLast::convolve<1, 4, Kind>;
-      if (taps % 5 == 0) return &DepthwiseChannelsLast::convolve<1, 5, Kind>;
-      if (taps >= 6) return &DepthwiseChannelsLast::convolve<1, kWindowTaps, Kind>;
+      if (axis.taps == 1) return &DepthwiseChannelsLast::convolve_windows<1, 1, false, Inside, Whole>;
+      if (taps == 2) return &DepthwiseChannelsLast::convolve_windows<1, 2, false, Inside, Whole>;
+      if (taps == 3) return &DepthwiseChannelsLast::convolve_windows<1, 3, false, Inside, Whole>;
+      if (taps == 4) return &DepthwiseChannelsLast::convolve_windows<1, 4, false, Inside, Whole>;
+      if (taps == 5) return &DepthwiseChannelsLast::convolve_windows<1, 5, false, Inside, Whole>;
+      if (taps == 7) return &DepthwiseChannelsLast::convolve_windows<1, 7, false, Inside, Whole>;
+      if (taps > 0 && taps % 5 == 0) return &DepthwiseChannelsLast::convolve_windows<1, 5, true, Inside, Whole>;
+      if (taps == 6) return &DepthwiseChannelsLast::convolve_windows<1, 3, true, Inside, Whole>;
+      if (taps > 7) return &DepthwiseChannelsLast::convolve_windows<1, 7, true, Inside, Whole>;
     }
-    return &DepthwiseChannelsLast::convolve<0, 1, Kind>;
+    return &DepthwiseChannelsLast::convolve_windows<0, 1, true, Inside, Whole>;
   }
 
-  // Taps at a time, the remaining ones singly.
-  template <int Step, int Taps, Window Kind>
-  void convolve(const Block& b, Scratch& s, T* to) const {
-    const AxisPhase axis = b.axis;
+  // Taps at a time, of which there are so many; if there are more (More), what remains of them singly.
+  template <int Step, int Taps, bool More, bool Inside, bool Whole>
+  void convolve_windows(const Span& span, Scratch& s) const {
+    const AxisPhase axis = span.axis;
     const Epilogue<T> epilogue = t_.epilogue;
+    const bool plain = !epilogue.needed();
     const int64_t weight_step = axis.tap_step * lanes<A>, first_weight = axis.tap_first * lanes<A>;
-    const int64_t channel_weights = this->channel_weights(), count = s.count;
+    const int64_t channel_weights = this->channel_weights(), count = axis.taps ? s.count : 0;
     const A* bias = static_cast<const A*>(arguments_.shared) + t_.geometry.taps() * lanes<A>;
-    const int64_t step = axis.step * channels_;
-    WindowSource<T> source{nullptr, 0, copies_ ? slots_ : t_.read_size[2], copies_ ? block_ : channels_, 0, s.zeros};
-    for (int64_t c = b.begin; c < b.end; c += lanes<A>, ++s.step) {
-      s.next_read.template fetch<0>(s.step);
-      s.next_written.template fetch<1>(s.step);
-      vec<A> sum[kWindowPixels];
-      const int64_t own = c * channel_weights;
-      const vec<A> start = load(bias + own);
-      CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = start;
-      source.left = b.end - c;
-      for (int64_t i = 0; i < count; ++i) {
-        source.line = s.lines[i] + c;
-        source.x = b.x;
-        const A* weights = s.weights[i] + first_weight + own;
-        int64_t j = 0;
-        for (; j + Taps <= axis.taps; j += Taps, source.x += Taps * axis.offset_step, weights += Taps * weight_step)
-          add_window<Step, Taps, Kind>(source, axis.read_step, weights, weight_step, sum);
-        if constexpr (Taps > 4)
-          for (; j + 3 <= axis.taps; j += 3, source.x += 3 * axis.offset_step, weights += 3 * weight_step)
-            add_window<Step, 3, Kind>(source, axis.read_step, weights, weight_step, sum);
-        if constexpr (Taps > 1)
-          for (; j < axis.taps; ++j, source.x += axis.offset_step, weights += weight_step)
-            add_window<Step, 1, Kind>(source, axis.read_step, weights, weight_step, sum);
+    const int64_t step = axis.step * channels_, pitch = copies_ ? block_ : channels_;
+    const T* const* lines = s.lines;
+    const A* const* line_weights = s.weights;
+    for (int64_t x = span.begin; x < span.end; x += kWindowPixels) {
+      const int64_t pixels = std::min<int64_t>(kWindowPixels, span.end - x);
+      const int64_t first = x * axis.read_step + (copies_ ? 0 : axis.offset_first);
+      for (int64_t c = span.first_channel; c < span.end_channel; c += lanes<A>) {
+        if (fetches_) {
+          s.next_read.template fetch<0>(s.step);
+          s.next_written.template fetch<1>(s.step++);
+        }
+        vec<A> sum[kWindowPixels];
+        const int64_t own = c * channel_weights;
+        const vec<A> start = load(bias + own);
+        CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = start;
+        for (int64_t i = 0; i < count; ++i) {
+          auto source = [&] {
+            if constexpr (Inside)
+              return PitchedPixels<T, Whole>{lines[i] + first * pitch + c, pitch, span.end_channel - c};
+            else
+              return ListedPixels<T, Whole>{s.listed + i * window_reads_, c, span.end_channel - c};
+          }();
+          const A* weights = line_weights[i] + first_weight + own;
+          add_window<Step, Taps>(source, axis.read_step, weights, weight_step, sum);
+          if constexpr (More) {
+            const auto next = [&](int64_t taps) {
+              source.advance(taps * axis.offset_step);
+              weights += taps * weight_step;
+            };
+            int64_t j = Taps;
+            next(Taps);
+            for (; j + Taps <= axis.taps; j += Taps, next(Taps))
+              add_window<Step, Taps>(source, axis.read_step, weights, weight_step, sum);
+            if constexpr (Taps > 4)
+              for (; j + 3 <= axis.taps; j += 3, next(3))
+                add_window<Step, 3>(source, axis.read_step, weights, weight_step, sum);
+            if constexpr (Taps > 1)
+              for (; j < axis.taps; ++j, next(1))
+                add_window<Step, 1>(source, axis.read_step, weights, weight_step, sum);
+          }
+        }
+        T* to = span.target + x * step + c;
+        if (Whole && plain && pixels == kWindowPixels) {
+          CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) store(to + p * step, sum[p]);
+          continue;
+        }
+        CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) {
+          if (p >= pixels) break;
+          if (Whole)
+            epilogue.store(to + p * step, sum[p]);
+          else
+            epilogue.store_partial(to + p * step, sum[p], span.end_channel - c);
+        }
       }
-      T* target = to + c;
-      if (Kind != Window::partial && b.pixels == kWindowPixels) {
-        CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) epilogue.store(target + p * step, sum[p]);
-        continue;
-      }
-      CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) {
-        if (p >= b.pixels) break;
-        if (Kind == Window::partial)
-          epilogue.store_partial(target + p * step, sum[p], source.left);
-        else
-          epilogue.store(target + p * step, sum[p]);
-      }
+    }
+  }
+
+  // What a window reads whose first pixel meets pixel `first` through its first tap, for each of the lines.
+  void list_pixels(const AxisPhase& axis, int64_t first, const Scratch& s) const {
+    const int64_t size = copies_ ? slots_ : t_.read_size[2], pitch = copies_ ? block_ : channels_;
+    const int64_t reads = window_reads(axis);
+    const int64_t begin = std::clamp<int64_t>(-first, 0, reads), end = std::clamp(size - first, begin, reads);
+    for (int64_t i = 0; i < s.count; ++i) {
+      const T** list = s.listed + i * window_reads_;
+      std::fill(list, list + begin, s.zeros);
+      for (int64_t q = begin; q < end; ++q) list[q] = s.lines[i] + (first + q) * pitch;
+      std::fill(list + end, list + reads, s.zeros);
     }
   }
 
@@ -347,6 +429,7 @@ class DepthwiseChannelsLast {
   Transfer<T> t_;
   bool copies_, fetches_;
   int64_t channels_, images_, block_, blocks_, strip_, strips_;
+  int64_t window_reads_ = 1;
   int64_t slots_ = 1, reach_ = 1, planes_ = 1, read_step_ = 1;  // copied: the most that any phase needs
 };
 

@@ -158,7 +158,7 @@ class DirectTransfer {
   void add(const Phase& phase, const A* lines, int64_t height, const A* weights, vec<A> (&sum)[kWindowPixels]) const {
     const AxisPhase *az = &phase.axis[0], *ay = &phase.axis[1], *ax = &phase.axis[2];
     const int64_t line_size = line_size_, pixel_size = this->pixel_size(), reads = t_.read_channels;
-    WindowSource<A> source{nullptr, 0, 0, pixel_size, 0, nullptr};
+    PitchedPixels<A> source{nullptr, pixel_size};
     vec<A> local[kWindowPixels];  // registers; the loads below might alias `sum`
     CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) local[p] = sum[p];
     for (int64_t jz = 0; jz < az->taps; ++jz)
@@ -166,9 +166,9 @@ class DirectTransfer {
         const A* line = lines + (jz * height + jy * ay->offset_step) * line_size;
         for (int64_t jx = 0; jx < ax->taps; jx += Taps) {
           const A* weight = weights + t_.tap_index(az->tap(jz), ay->tap(jy), ax->tap(jx)) * pixel_size;
-          source.line = line + jx * ax->offset_step * pixel_size;
-          for (int64_t j = 0; j < reads; ++j, source.line += lanes<A>, weight += lanes<A>)
-            add_window<Step, Taps, Window::inside>(source, ax->read_step, weight, ax->tap_step * pixel_size, local);
+          source.from = line + jx * ax->offset_step * pixel_size;
+          for (int64_t j = 0; j < reads; ++j, source.from += lanes<A>, weight += lanes<A>)
+            add_window<Step, Taps>(source, ax->read_step, weight, ax->tap_step * pixel_size, local);
         }
       }
     CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = local[p];
