@@ -61,6 +61,8 @@
 
 #define CONVLAB_INLINE inline __attribute__((always_inline))
 #define CONVLAB_UNROLL _Pragma("GCC unroll 32")
+// No pass of the loop writes what another one reads, which the compiler cannot always see.
+#define CONVLAB_IVDEP _Pragma("GCC ivdep")
 
 // Ends every stub: `template Table<T> function<T>()` for every dtype.
 #define CONVLAB_INSTANTIATE(Table, function)     \

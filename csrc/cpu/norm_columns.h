@@ -160,7 +160,7 @@ struct NormColumns {
         const double rows = static_cast<double>(std::min(w.block_rows, a.rows() - block * w.block_rows));
         const A* shift = w.partial(sample, block, 0) + first;
         const A* sum = w.partial(sample, block, 1) + first;
-        for (int64_t c = 0; c < count; ++c) mean[c] += rows * shift[c] + sum[c];
+        CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) mean[c] += rows * shift[c] + sum[c];
       }
       for (int64_t c = 0; c < count; ++c) mean[c] /= static_cast<double>(a.rows());
       for (int64_t block = 0; block < w.blocks; ++block) {
@@ -168,7 +168,7 @@ struct NormColumns {
         const A* shift = w.partial(sample, block, 0) + first;
         const A* sum = w.partial(sample, block, 1) + first;
         const A* square = w.partial(sample, block, 2) + first;
-        for (int64_t c = 0; c < count; ++c) {
+        CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
           const double distance = mean[c] - shift[c];
           squares[c] += square[c] - 2 * distance * sum[c] + rows * distance * distance;
         }
@@ -176,8 +176,31 @@ struct NormColumns {
     }
   }
 
+  // Calls body(sample, first, count) for the groups from `begin` to `end`, each a channel, sample by sample.
+  template <class Body>
+  static CONVLAB_INLINE void for_each_sample(const Arguments& a, int64_t begin, int64_t end, const Body& body) {
+    for (int64_t group = begin; group < end;) {
+      const int64_t sample = group / a.groups, first = group % a.groups;
+      const int64_t count = std::min(end - group, a.groups - first);
+      body(sample, first, count);
+      group += count;
+    }
+  }
+
   static void group_statistics(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
+    if (a.channels_per_group == 1) {
+      const double rows = static_cast<double>(a.rows());
+      for_each_sample(a, begin, end, [&](int64_t sample, int64_t first, int64_t count) {
+        const double *means = w.total(sample, 0) + first, *squares = w.total(sample, 1) + first;
+        A *mean = a.mean + sample * a.groups + first, *variance = a.variance + sample * a.groups + first;
+        CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
+          mean[c] = static_cast<A>(means[c]);
+          variance[c] = static_cast<A>((squares[c] < 0 ? 0 : squares[c]) / rows);
+        }
+      });
+      return scales(a, begin, end);
+    }
     for (int64_t group = begin; group < end; ++group) {
       const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
       const double* means = w.total(sample, 0) + first;
@@ -198,6 +221,21 @@ struct NormColumns {
   // Spreads the statistics of groups over their channels, as the row loops want them.
   static void scales(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
+    if (a.channels_per_group == 1)
+      return for_each_sample(a, begin, end, [&](int64_t sample, int64_t first, int64_t count) {
+        const A *given = a.mean + sample * a.groups + first, *variance = a.variance + sample * a.groups + first;
+        A *mean = w.mean(sample) + first, *scale = w.scale(sample) + first, *shift = w.shift(sample) + first;
+        const A eps = static_cast<A>(a.eps);
+        CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
+          mean[c] = given[c];
+          scale[c] = 1 / std::sqrt(variance[c] + eps);
+        }
+        if (a.weight) CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) scale[c] *= a.weight[first + c];
+        if (a.bias)
+          std::copy_n(a.bias + first, count, shift);
+        else
+          std::fill(shift, shift + count, A(0));
+      });
     for (int64_t group = begin; group < end; ++group) {
       const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
       const A r = inverse_deviation(a, a.variance[group]);
@@ -285,7 +323,7 @@ struct NormColumns {
         std::fill(total, total + count, 0.0);
         for (int64_t block = 0; block < w.blocks; ++block) {
           const A* partial = w.partial(sample, block, which) + first;
-          for (int64_t c = 0; c < count; ++c) total[c] += partial[c];
+          CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) total[c] += partial[c];
         }
       }
     }
@@ -293,6 +331,18 @@ struct NormColumns {
 
   static void group_slopes(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
+    if (a.channels_per_group == 1 && a.statistics)
+      return for_each_sample(a, begin, end, [&](int64_t sample, int64_t first, int64_t count) {
+        const double *grad = w.total(sample, 0) + first, *grad_deviation = w.total(sample, 1) + first;
+        const A* variance = a.variance + sample * a.groups + first;
+        const A* scale = w.scale(sample) + first;  // weight / deviation
+        A *slope = w.slope(sample) + first, *constant = w.constant(sample) + first;
+        const double rows = static_cast<double>(a.rows()), eps = a.eps;
+        CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
+          slope[c] = static_cast<A>(-scale[c] * grad_deviation[c] / ((variance[c] + eps) * rows));
+          constant[c] = static_cast<A>(-scale[c] * grad[c] / rows);
+        }
+      });
     for (int64_t group = begin; group < end; ++group) {
       const int64_t sample = group / a.groups, first = group % a.groups * a.channels_per_group;
       double grad = 0, grad_deviation = 0;
@@ -347,6 +397,15 @@ struct NormColumns {
 
   static void backward_channels(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
+    if (a.channels_per_group == 1 && a.samples == 1) {
+      const double *grad = w.total(0, 0), *grad_deviation = w.total(0, 1), eps = a.eps;
+      const A* variance = a.variance;
+      if (a.grad_weight)
+        CONVLAB_IVDEP for (int64_t c = begin; c < end; ++c) a.grad_weight[c] =
+            static_cast<A>(grad_deviation[c] / std::sqrt(variance[c] + eps));
+      if (a.grad_bias) CONVLAB_IVDEP for (int64_t c = begin; c < end; ++c) a.grad_bias[c] = static_cast<A>(grad[c]);
+      return;
+    }
     for (int64_t c = begin; c < end; ++c) {
       double weight = 0, bias = 0;
       for (int64_t sample = 0; sample < a.samples; ++sample) {
