@@ -61,6 +61,15 @@ std::string inner_product_excludes(const ConvGeometry& g, bool in_words) {
   return {};
 }
 
+std::string strassen_excludes(const ConvGeometry& g, bool in_words) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.kernel[axis] != 1 || g.padding[axis] != 0)
+      return because(in_words, "strassen needs a 1x1 kernel without padding, but the kernel is ", g.kernel,
+                     " and padding ", g.padding);
+  if (g.groups != 1) return because(in_words, "strassen needs one group, but groups is ", g.groups);
+  return {};
+}
+
 // Why the idea of an algorithm does not fit, on any device.
 std::string excludes(Algorithm algorithm, const ConvGeometry& geometry, bool in_words) {
   switch (algorithm) {
@@ -70,6 +79,8 @@ std::string excludes(Algorithm algorithm, const ConvGeometry& geometry, bool in_
       return depthwise_excludes(geometry, in_words);
     case Algorithm::inner_product:
       return inner_product_excludes(geometry, in_words);
+    case Algorithm::strassen:
+      return strassen_excludes(geometry, in_words);
     default:
       return {};
   }
@@ -102,12 +113,29 @@ int64_t lanes_of(Dtype dtype) {
 // AVX-512, whose products are twice as fast; what is around them is not.
 bool wide_vectors() { return lanes_of(Dtype::float32) > 8; }
 
+std::string strassen_refusal(const ConvProblem& problem, bool in_words) {
+  constexpr int64_t most = 2048;  // a sum of so many is as long as in no other algorithm
+  const int64_t read = read_channels(problem), written = written_channels(problem), step = 2 * lanes_of(problem.dtype);
+  if (problem.pass == Pass::backward_weight)
+    return because(in_words, "strassen computes the forward pass and the gradient of the input, not of the weight");
+  if (problem.pass == Pass::backward_input && strided(problem.geometry))
+    return because(in_words, "strassen needs stride 1 in backward input, but stride is ", problem.geometry.stride);
+  if (problem.dtype != Dtype::float32 && problem.dtype != Dtype::float64)
+    return because(in_words, "strassen computes in float32 and float64");
+  if (problem.layout != Layout::channels_last) return because(in_words, "strassen needs channels_last tensors");
+  if (read % step != 0 || written % step != 0 || read == 0 || written == 0 || read > most)
+    return because(in_words, "strassen needs channels in multiples of ", step, " on this CPU and reads at most ", most,
+                   ", but reads ", read, " and writes ", written);
+  return {};
+}
+
 // What the kernels for the CPU refuse besides.
 std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
   if (algorithm == Algorithm::direct && read_channels(problem) > most)
     return because(in_words, "direct reads at most ", most, " channels per group, but has to read ",
                    read_channels(problem));
+  if (algorithm == Algorithm::strassen) return strassen_refusal(problem, in_words);
   return {};
 }
 
@@ -317,6 +345,18 @@ double inner_product_cost(const ConvProblem& problem) {
   return forward * products + per_output * pixels * static_cast<double>(g.out_channels) + gathered;
 }
 
+// The sums of pixels count where few channels are written, those of results where few are read, and the weight, half as
+// large again, where there are few pixels.
+double strassen_cost(const ConvProblem& problem) {
+  constexpr double product = 0.9, packing = 1.5, per_weight = 14;
+  const bool wide = wide_vectors();
+  const double per_written = wide ? 14 : 9, per_read = wide ? 8 : 7;
+  const auto read = static_cast<double>(read_channels(problem)),
+             written = static_cast<double>(written_channels(problem));
+  return static_cast<double>(problem.geometry.multiply_adds()) * (product + per_written / written + per_read / read) +
+         packing * packing_cost(problem) + per_weight * static_cast<double>(problem.geometry.weight_elements());
+}
+
 }  // namespace
 
 bool join_axes(ConvGeometry& geometry) {
@@ -359,6 +399,8 @@ double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
       return windows * multiply_adds;
     case Algorithm::inner_product:
       return inner_product_cost(problem);
+    case Algorithm::strassen:
+      return strassen_cost(problem);
     default:
       return implicit_gemm_cost(problem);
   }
@@ -370,8 +412,9 @@ Settings& settings() {
 }
 
 bool eligible(Algorithm algorithm, const ConvProblem& problem, const Settings& settings) {
-  // Who computes in float64 wants the digits that winograd gives up.
-  if (algorithm == Algorithm::winograd && (settings.precise || problem.dtype == Dtype::float64)) return false;
+  // Who computes in float64 wants the digits that these give up.
+  const bool rounds_more = algorithm == Algorithm::winograd || algorithm == Algorithm::strassen;
+  if (rounds_more && (settings.precise || problem.dtype == Dtype::float64)) return false;
   return refusal(algorithm, problem, false).empty();
 }
 

@@ -12,7 +12,8 @@
   X(winograd, "a quarter of the multiplications: F(4x4, 3x3); 3x3 layers with stride 1, or 2 by phases")              \
   X(direct, "windows of pixels with written channels as lanes; few channels per group")                               \
   X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels") \
-  X(inner_product, "pointwise on few pixels: weights are read where they lie, once")
+  X(inner_product, "pointwise on few pixels: weights are read where they lie, once")                                  \
+  X(strassen, "pointwise with seven products of halves in the place of eight; channels_last, many channels")
 
 namespace convlab {
 

@@ -121,6 +121,25 @@ def inner_product():
     return figure
 
 
+def strassen():
+    """The eight products of halves as cells of a grid, and the seven sums that replace them."""
+    figure, (eight, seven) = pyplot.subplots(1, 2, figsize=(8, 3), width_ratios=(1, 1.5))
+    parts = [["A11 B11\n+ A12 B21", "A11 B12\n+ A12 B22"], ["A21 B11\n+ A22 B21", "A21 B12\n+ A22 B22"]]
+    for one, cells, title in (
+        (eight, parts, "eight products of halves"),
+        (seven, [["P1 + P2", "U4 + S4 B22"], ["U3 - A22 T4", "U4 + S3 T3"]], "seven: P1 = A11 B11, P2 = A12 B21"),
+    ):
+        for row in range(2):
+            for column in range(2):
+                one.add_patch(Rectangle((column, row), 0.96, 0.96, edgecolor=INK, facecolor=OURS, alpha=0.25))
+                one.text(column + 0.48, row + 0.48, cells[row][column], ha="center", va="center", fontsize=10)
+        one.set(xlim=(-0.05, 2), ylim=(2, -0.05))
+        one.set_title(title, fontsize=10)
+        one.axis("off")
+    seven.text(0, 2.15, "U2 = P1 + S2 T2,  U3 = U2 + S3 T3,  U4 = U2 + S1 T1", fontsize=9, va="top")
+    return figure
+
+
 def report(folder: Path):
     """The report's first screen, light and dark, as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -145,7 +164,7 @@ def report(folder: Path):
 def main():
     IMAGES.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    for draw in (naive, implicit_gemm, winograd, direct, depthwise, inner_product):
+    for draw in (naive, implicit_gemm, winograd, direct, depthwise, inner_product, strassen):
         with style():
             save(draw(), IMAGES / f"{draw.__name__}.png", dpi=90)
     save(lab.gradients().draw(), IMAGES / "gradients.png", dpi=80)

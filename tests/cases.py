@@ -82,6 +82,9 @@ class ConvCase:
 # Ordinary layers, in small.
 COMMON = (
     ConvCase("pointwise", (2, 64, 14, 14), 48, 1),
+    ConvCase("pointwise_odd_pixels", (3, 64, 5, 7), 96, 1, bias=True),
+    ConvCase("pointwise_blocks", (2, 96, 15, 13), 128, 1),
+    ConvCase("pointwise_deep", (1, 1024, 3, 2), 32, 1, bias=True),
     ConvCase("pointwise_bias_stride2", (2, 32, 15, 15), 64, 1, stride=2, bias=True),
     ConvCase("3x3", (2, 32, 14, 14), 32, 3, padding=1),
     ConvCase("3x3_bias_batch1", (1, 16, 28, 28), 24, 3, padding=1, bias=True),

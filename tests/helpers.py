@@ -37,10 +37,11 @@ NAIVE_LIMIT = 10_000_000
 # scale is max|reference|, but at least what a sum of L random products amounts to: with few results, all of them may
 # cancel. In float64 the reference has errors of its own: twice the bound. FACTOR 1 is for plain sums (the worst
 # measured over all cases is 0.8 of the bound). Algorithms that transform their operands first lose what the
-# transforms' condition number says and have a row of their own here (measured for winograd: 3.3, with stride 2: 2.3).
+# transforms' condition number says and have a row of their own here (measured for winograd: 3.3, with stride 2: 2.3;
+# for strassen: 2.0).
 # On CUDA, float32 is split into two tf32 numbers of 11 bits each and the product of the small halves is dropped, which
 # leaves 22 bits of 24 (measured in the emulator: 0.9, for winograd 5.3; tensor cores round their sums less well).
-FACTOR = {"winograd": 5.0}
+FACTOR = {"winograd": 5.0, "strassen": 3.0}
 FACTOR_OF_SPLIT_FLOAT32 = {"implicit_gemm": 4.0, "winograd": 8.0}
 ACCUMULATION = {
     torch.float32: torch.float32,
@@ -179,12 +180,19 @@ def reference(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def refusal(
-    case: ConvCase, algorithm: str, pass_: str = "forward", dtype: torch.dtype = torch.float32, on: str | None = None
+    case: ConvCase,
+    algorithm: str,
+    pass_: str = "forward",
+    dtype: torch.dtype = torch.float32,
+    on: str | None = None,
+    format: str | None = None,
 ) -> str | None:
-    """Why the algorithm does not compute a pass of this case on the device, or None."""
+    """Why the algorithm does not compute a pass of this case on the device, or None. Without `format`: in neither."""
     if algorithm == "auto":
         return None
-    return choice(case, pass_, dtype, on).verdicts[algorithm].refusal
+    formats = FORMATS if format is None else (format,)
+    reasons = [choice(case, pass_, dtype, on, format=each).verdicts[algorithm].refusal for each in formats]
+    return None if None in reasons else reasons[0]
 
 
 def choice(

@@ -31,7 +31,7 @@ for name in CASE_NAMES:
                         key: value if value is None or key == "bias" else in_format(value, format)
                         for key, value in operands(BY_NAME[name], dtype).items()
                     }
-                    if refusal(BY_NAME[name], algorithm, pass_):
+                    if refusal(BY_NAME[name], algorithm, pass_, dtype, format=format):
                         continue
                     result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
                     check_pass(BY_NAME[name], pass_, algorithm, dtype, result)
@@ -40,8 +40,9 @@ ours = [torch_convlab.build_info()[key] for key in ("instruction_set", "multipli
 print(json.dumps([*ours, torch.backends.cpu.get_cpu_capability(), count]))
 """
 CASES = (
-    "pointwise_65_to_67", "3x3_bias_batch1", "3x3_stride2_odd", "all_asymmetric", "grouped_stride2",
-    "depthwise_3x3_odd", "channels_17_to_33", "1d_wav2vec_k3_s2", "3d_asymmetric", "transposed_output_padding",
+    "pointwise_65_to_67", "pointwise_odd_pixels", "3x3_bias_batch1", "3x3_stride2_odd", "all_asymmetric",
+    "grouped_stride2", "depthwise_3x3_odd", "channels_17_to_33", "1d_wav2vec_k3_s2", "3d_asymmetric",
+    "transposed_output_padding",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import helpers
 import pytest
 import torch
 from helpers import run_python
@@ -121,6 +122,28 @@ def test_refusal_says_why():
             RuntimeError, match=f"algorithm='{algorithm}' cannot compute this convolution: .*stride is 1x3x3"
         ):
             F.conv2d(IMAGE, FILTERS, stride=3, algorithm=algorithm)
+
+
+@pytest.mark.skipif(helpers.KERNELS == "cuda", reason="no kernels for CUDA")
+def test_strassen_says_what_it_needs():
+    image, weight = torch.ones(1, 64, 4, 4).contiguous(memory_format=torch.channels_last), torch.ones(64, 64, 1, 1)
+    F.conv2d(image, weight, algorithm="strassen")
+    for reason, call in {
+        "strassen needs channels_last": lambda: F.conv2d(image.contiguous(), weight, algorithm="strassen"),
+        "strassen computes in float32 and float64": lambda: F.conv2d(
+            image.bfloat16(), weight.bfloat16(), algorithm="strassen"
+        ),
+        "strassen needs one group, but groups is 2": lambda: F.conv2d(
+            image, torch.ones(64, 32, 1, 1), groups=2, algorithm="strassen"
+        ),
+        "reads 64 and writes 36": lambda: F.conv2d(image, torch.ones(36, 64, 1, 1), algorithm="strassen"),
+        "strassen needs a 1x1 kernel": lambda: F.conv2d(image, torch.ones(64, 64, 3, 3), algorithm="strassen"),
+        "not of the weight": lambda: (
+            F.conv2d(image, weight.clone().requires_grad_(), algorithm="strassen").sum().backward()
+        ),
+    }.items():
+        with pytest.raises(RuntimeError, match=reason):
+            call()
 
 
 @pytest.mark.parametrize("case", ["channels", "bias_size", "stride_0", "weight_dtype", "kernel_over_input"])

@@ -39,7 +39,7 @@ def test_every_algorithm(case, dtype):
     for format in FORMATS:
         given = in_format(input, format)
         for algorithm in ALGORITHMS:
-            if algorithm != "auto" and refusal(case, algorithm, "forward", dtype):
+            if algorithm != "auto" and refusal(case, algorithm, "forward", dtype, format=format):
                 continue
             packed = pack_weight(given, weight, *parts, algorithm=algorithm)
             result = conv_fused(given, weight, bias, residual, True, *parts, algorithm=algorithm, packed=packed)

@@ -17,6 +17,8 @@ template <class T>
 struct Depthwise;
 template <class T>
 class InnerProduct;
+template <class T>
+class Strassen;
 
 template <template <class> class Algorithm, class T>
 ConvKernels<T> kernels_of();  // conv_algorithm.h
@@ -30,6 +32,7 @@ ConvKernelTable<T> conv_kernels() {
   table.algorithm[static_cast<int>(Algorithm::direct)] = kernels_of<Direct, T>();
   table.algorithm[static_cast<int>(Algorithm::depthwise)] = kernels_of<Depthwise, T>();
   table.algorithm[static_cast<int>(Algorithm::inner_product)] = kernels_of<InnerProduct, T>();
+  table.algorithm[static_cast<int>(Algorithm::strassen)] = kernels_of<Strassen, T>();
   return table;
 }
 

@@ -16,6 +16,7 @@ namespace convlab::cpu {
 struct ConvPlan {
   int64_t rounds = 1;  // prepare and run are repeated, with arguments.round counting; pack and finish come once
   int64_t pack_tasks = 0;
+  bool packs_in_place = false;  // a range of tasks reads mostly what the same range of pack_tasks has written
   int64_t prepare_tasks = 0;
   bool prepare_multiplies = false;  // every one of these tasks is worth a thread
   int64_t run_tasks = 0;

@@ -128,7 +128,8 @@ template <class T>
 bool packs_alone(const cpu::ConvArguments<T>& arguments, const cpu::ConvPlan& plan) {
   constexpr int64_t per_element = 10, share = 4, most_bytes = int64_t{64} << 20;
   const int64_t elements = plan.packed_bytes / static_cast<int64_t>(sizeof(float));
-  return arguments.threads > 1 && elements > 0 && plan.packed_bytes * arguments.threads <= most_bytes &&
+  return arguments.threads > 1 && elements > 0 && !plan.packs_in_place &&
+         plan.packed_bytes * arguments.threads <= most_bytes &&
          elements * per_element * share * arguments.threads <= arguments.geometry.multiply_adds();
 }
 

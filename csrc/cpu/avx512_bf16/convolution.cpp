@@ -8,6 +8,7 @@
 #include "../conv_implicit_gemm.h"
 #include "../conv_inner_product.h"
 #include "../conv_naive.h"
+#include "../conv_strassen.h"
 #include "../conv_winograd.h"
 #include "../isa.h"
 
