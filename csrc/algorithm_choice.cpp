@@ -348,7 +348,7 @@ double inner_product_cost(const ConvProblem& problem) {
 // The sums of pixels count where few channels are written, those of results where few are read, and the weight, half as
 // large again, where there are few pixels.
 double strassen_cost(const ConvProblem& problem) {
-  constexpr double product = 0.9, packing = 1.5, per_weight = 14;
+  constexpr double product = 0.92, packing = 1.5, per_weight = 14;
   const bool wide = wide_vectors();
   const double per_written = wide ? 14 : 9, per_read = wide ? 8 : 7;
   const auto read = static_cast<double>(read_channels(problem)),
