@@ -67,6 +67,9 @@ std::string strassen_excludes(const ConvGeometry& g, bool in_words) {
       return because(in_words, "strassen needs a 1x1 kernel without padding, but the kernel is ", g.kernel,
                      " and padding ", g.padding);
   if (g.groups != 1) return because(in_words, "strassen needs one group, but groups is ", g.groups);
+  // A line may be a batch of images of one pixel (join_axes), whose results must not depend on each other.
+  if (g.input[0] * g.input[1] == 1)
+    return because(in_words, "strassen needs images of several lines, but the input is ", g.input);
   return {};
 }
 
@@ -348,9 +351,9 @@ double inner_product_cost(const ConvProblem& problem) {
 // The sums of pixels count where few channels are written, those of results where few are read, and the weight, half as
 // large again, where there are few pixels.
 double strassen_cost(const ConvProblem& problem) {
-  constexpr double product = 0.92, packing = 1.5, per_weight = 14;
+  constexpr double product = 0.92, packing = 1.5, per_weight = 12;
   const bool wide = wide_vectors();
-  const double per_written = wide ? 14 : 9, per_read = wide ? 8 : 7;
+  const double per_written = wide ? 16 : 9, per_read = wide ? 10 : 7;
   const auto read = static_cast<double>(read_channels(problem)),
              written = static_cast<double>(written_channels(problem));
   return static_cast<double>(problem.geometry.multiply_adds()) * (product + per_written / written + per_read / read) +

@@ -341,6 +341,16 @@ def test_nan_and_inf_propagate(name, algorithm, format, dtype):
                 assert all(torch.equal(*pair) for pair in zip(special(actual), special(expected)))
 
 
+def test_strassen_keeps_images_apart():
+    """Pixels are added to partners of their own image: no digit depends on the rest of the batch, not even on NaN."""
+    for size in ((7, 7), (15, 13)):
+        input = torch.randn(3, 64, *size).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(96, 64, 1, 1)
+        alone = F.conv2d(input[1:2], weight, algorithm="strassen")
+        input[0], input[2] = 1e30, float("nan")
+        assert torch.equal(F.conv2d(input, weight, algorithm="strassen")[1:2], alone)
+
+
 def test_nan_and_inf_as_torch():
     """The naive algorithm, which judges the others above, agrees with torch; so do special weights and biases."""
     input, weight, bias = torch.randn(2, 3, 7, 7), torch.randn(4, 3, 3, 3), torch.randn(4)

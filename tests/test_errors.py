@@ -137,6 +137,7 @@ def test_strassen_says_what_it_needs():
             image, torch.ones(64, 32, 1, 1), groups=2, algorithm="strassen"
         ),
         "reads 64 and writes 36": lambda: F.conv2d(image, torch.ones(36, 64, 1, 1), algorithm="strassen"),
+        "strassen needs images of several lines": lambda: F.conv2d(image[:, :, :1, :1], weight, algorithm="strassen"),
         "strassen needs a 1x1 kernel": lambda: F.conv2d(image, torch.ones(64, 64, 3, 3), algorithm="strassen"),
         "not of the weight": lambda: (
             F.conv2d(image, weight.clone().requires_grad_(), algorithm="strassen").sum().backward()

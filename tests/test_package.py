@@ -168,6 +168,11 @@ def test_explain_convolution():
     assert torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32).chosen == "depthwise"
     stem = torch_convlab.explain_convolution((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
     assert stem.chosen == "winograd"  # 144 multiplications for 9 outputs instead of 441
+    wide = {"input_size": (8, 512, 28, 28), "weight_size": (512, 512, 1, 1), "memory_format": torch.channels_last}
+    assert torch_convlab.explain_convolution(**wide).chosen == "strassen"
+    assert torch_convlab.explain_convolution(**wide, dtype=torch.float64).chosen == "implicit_gemm"
+    with torch_convlab.backends.flags(precision="highest"):
+        assert torch_convlab.explain_convolution(**wide).chosen == "implicit_gemm"
     dilated = {"input_size": (1, 256, 28, 28), "weight_size": (256, 256, 3, 3)}
     assert torch_convlab.explain_convolution(**dilated, padding=2, dilation=2).chosen == "winograd"
     # Most taps lie in the padding, where a product leaves them out.

@@ -5,7 +5,8 @@
 // (Higham, "Accuracy and Stability of Numerical Algorithms", section 23.1).
 //
 // Idea: pixels x weight = [A11 A12; A21 A22] [B11 B12; B21 B22], where A1 and A2 are the first and the second half of a
-// block of pixels, and channels, read and written, are halved too. With
+// block of pixels of one image (what another image holds changes no digit of its result), and channels, read and
+// written, are halved too. With
 //   S1 = A21 + A22, S2 = S1 - A11, S3 = A11 - A21, S4 = A12 - S2,
 //   T1 = B12 - B11, T2 = B22 - T1, T3 = B22 - B12, T4 = T2 - B21,
 //   U2 = A11 B11 + S2 T2, U3 = U2 + S3 T3, U4 = U2 + S1 T1
@@ -40,15 +41,15 @@ class Strassen {
     const int64_t most =
         std::clamp(kSumBytes / (4 * depth_ * static_cast<int64_t>(sizeof(A))) / kTileRows, kLeastTiles, kMostTiles) *
         kTileRows;
-    const int64_t rows = t_.rows();
-    row_blocks_ = divide_up(rows, 2 * most);
-    half_rows_ = divide_up(divide_up(rows, row_blocks_), 2);
-    row_blocks_ = divide_up(rows, 2 * half_rows_);
+    image_rows_ = t_.phase(0).pixels();
+    half_rows_ = divide_up(divide_up(image_rows_, divide_up(image_rows_, 2 * most)), 2);
+    image_blocks_ = divide_up(image_rows_, 2 * half_rows_);
+    row_blocks_ = t_.geometry.batch * image_blocks_;
     column_blocks_ = std::min(panels_, divide_up(enough_tasks(arguments.threads), row_blocks_));
     block_panels_ = divide_up(panels_, column_blocks_);
     column_blocks_ = divide_up(panels_, block_panels_);
     sum_pitch_ = depth_ + lanes<A>;
-    follows_ = t_.rows() == t_.geometry.batch * t_.read_pixels();
+    follows_ = image_rows_ == t_.read_pixels();
   }
 
   ConvPlan plan() const {
@@ -99,13 +100,18 @@ class Strassen {
   void run(void* scratch, int64_t task) const {
     if constexpr (kComputes) {
       // A thread's panels are mostly those that it has packed.
-      const int64_t begin = task % row_blocks_ * 2 * half_rows_, first_panel = task / row_blocks_ * block_panels_;
-      const int64_t second = std::clamp<int64_t>(t_.rows() - begin - half_rows_, 0, half_rows_);
-      Block block = {std::min(half_rows_, t_.rows() - begin), second, nullptr, nullptr};
-      if (follows_)
-        block.ahead = reinterpret_cast<const char*>(t_.read + (begin + 2 * half_rows_) * t_.read_channels),
-        block.ahead_end =
-            reinterpret_cast<const char*>(t_.read + std::min(t_.rows(), begin + 4 * half_rows_) * t_.read_channels);
+      const int64_t row_block = task % row_blocks_, first_panel = task / row_blocks_ * block_panels_;
+      const int64_t in_image = row_block % image_blocks_ * 2 * half_rows_, left = image_rows_ - in_image;
+      const int64_t begin = row_block / image_blocks_ * image_rows_ + in_image;
+      Block block = {std::min(half_rows_, left), std::clamp<int64_t>(left - half_rows_, 0, half_rows_), nullptr,
+                     nullptr};
+      if (follows_) {
+        const int64_t next = begin + block.first + block.second;
+        const auto address = [&](int64_t row) {
+          return reinterpret_cast<const char*>(t_.read + std::min(row, t_.rows()) * t_.read_channels);
+        };
+        block.ahead = address(next), block.ahead_end = address(next + 2 * half_rows_);
+      }
       Carver carver(scratch);
       const Scratch s = carve(carver);
       std::fill(s.zeros, s.zeros + 2 * depth_, A(0));
@@ -214,8 +220,9 @@ class Strassen {
       product.panels = panels;
       product.depth = depth_;
       product.row_offset = second ? depth_ : 0;
-      for (int64_t row = 0; row < count;) {
-        const int64_t height = std::min<int64_t>(kTileRows, count - row);
+      const int64_t tiles = divide_up(count, kTileRows);
+      for (int64_t index = 0; index < tiles; ++index) {
+        const int64_t row = count * index / tiles, height = count * (index + 1) / tiles - row;
         Product tile = product;
         tile.rows = rows + row, tile.outputs = product.outputs + row;
         if (ahead < block.ahead_end) {  // a line per step
@@ -224,7 +231,6 @@ class Strassen {
         }
         if (product.written) tile.written = product.written + row;
         tile_kernel<A, 1, A, T>(static_cast<int>(height), width / lanes<A>)(tile);
-        row += height;
       }
     };
     const auto sums = [](A* const* rows, bool accumulate) {
@@ -261,8 +267,9 @@ class Strassen {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool follows_;             // blocks follow each other in memory
-  int64_t depth_, columns_;  // halves of the channels that are read and written
+  bool follows_;                       // blocks follow each other in memory
+  int64_t depth_, columns_;            // halves of the channels that are read and written
+  int64_t image_rows_, image_blocks_;  // pixels of an image, and how many blocks they are
   int64_t panels_, row_blocks_, half_rows_, column_blocks_, block_panels_, sum_pitch_;
 };
 
