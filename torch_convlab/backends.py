@@ -5,8 +5,8 @@ Attributes, to read and to set:
 ``algorithm``
     ``"auto"``, or the name of an algorithm to take wherever it does not refuse.
 ``precision``
-    ``"high"``: Winograd is allowed (float32 errors up to 5e-6 of max|output|). ``"highest"``: only algorithms with the
-    error of a plain sum (1e-6). What a layer asks for by name is done in either case.
+    ``"high"``: winograd and strassen are allowed (float32 errors up to 5e-6 of max|output|). ``"highest"``: only
+    algorithms with the error of a plain sum (1e-6). What a layer asks for by name is done in either case.
 ``autotune``
     True: measure the algorithms once for each new convolution, in the call that meets it first, and remember the
     fastest. Found choices are loaded from `cache_path` when this is switched on and saved there when the process ends.
