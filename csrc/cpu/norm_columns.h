@@ -225,10 +225,9 @@ struct NormColumns {
       return for_each_sample(a, begin, end, [&](int64_t sample, int64_t first, int64_t count) {
         const A *given = a.mean + sample * a.groups + first, *variance = a.variance + sample * a.groups + first;
         A *mean = w.mean(sample) + first, *scale = w.scale(sample) + first, *shift = w.shift(sample) + first;
-        const A eps = static_cast<A>(a.eps);
         CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
           mean[c] = given[c];
-          scale[c] = 1 / std::sqrt(variance[c] + eps);
+          scale[c] = inverse_deviation(a, variance[c]);
         }
         if (a.weight) CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) scale[c] *= a.weight[first + c];
         if (a.bias)
@@ -331,16 +330,16 @@ struct NormColumns {
 
   static void group_slopes(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
-    if (a.channels_per_group == 1 && a.statistics)
+    if (a.channels_per_group == 1)
       return for_each_sample(a, begin, end, [&](int64_t sample, int64_t first, int64_t count) {
         const double *grad = w.total(sample, 0) + first, *grad_deviation = w.total(sample, 1) + first;
-        const A* variance = a.variance + sample * a.groups + first;
-        const A* scale = w.scale(sample) + first;  // weight / deviation
         A *slope = w.slope(sample) + first, *constant = w.constant(sample) + first;
-        const double rows = static_cast<double>(a.rows()), eps = a.eps;
         CONVLAB_IVDEP for (int64_t c = 0; c < count; ++c) {
-          slope[c] = static_cast<A>(-scale[c] * grad_deviation[c] / ((variance[c] + eps) * rows));
-          constant[c] = static_cast<A>(-scale[c] * grad[c] / rows);
+          const double weight = a.weight ? a.weight[first + c] : A(1);
+          const GroupGradient<A> through =
+              through_statistics(a, sample * a.groups + first + c, weight * grad[c], weight * grad_deviation[c]);
+          slope[c] = through.slope;
+          constant[c] = through.constant;
         }
       });
     for (int64_t group = begin; group < end; ++group) {
@@ -398,11 +397,11 @@ struct NormColumns {
   static void backward_channels(const Arguments& a, int64_t begin, int64_t end) {
     const Workspace w(a);
     if (a.channels_per_group == 1 && a.samples == 1) {
-      const double *grad = w.total(0, 0), *grad_deviation = w.total(0, 1), eps = a.eps;
+      const double *grad = w.total(0, 0), *grad_deviation = w.total(0, 1);
       const A* variance = a.variance;
       if (a.grad_weight)
         CONVLAB_IVDEP for (int64_t c = begin; c < end; ++c) a.grad_weight[c] =
-            static_cast<A>(grad_deviation[c] / std::sqrt(variance[c] + eps));
+            static_cast<A>(double{inverse_deviation(a, variance[c])} * grad_deviation[c]);
       if (a.grad_bias) CONVLAB_IVDEP for (int64_t c = begin; c < end; ++c) a.grad_bias[c] = static_cast<A>(grad[c]);
       return;
     }
