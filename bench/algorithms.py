@@ -43,17 +43,24 @@ def _measure(shape: shapes.ConvShape, batch: int, options) -> dict:
     operands = conv.operands(shape, batch, conv.DTYPES[options.dtype], options.pass_)
     reference = conv.calls(shape, options.pass_, *(tensor.double() for tensor in operands), "auto")[0]()
     choices = {label: conv.explain(shape, operands, options.pass_, label == "nhwc") for label in ("nchw", "nhwc")}
-    tried = {name for choice in choices.values() for name in _worth_trying(choice)}
+    promising = {name for choice in choices.values() for name in _worth_trying(choice)}
+    # In either format; an algorithm may refuse one of the two.
+    tried = {
+        label: sorted(name for name in promising if choice.verdicts[name].refusal is None)
+        for label, choice in choices.items()
+    }
     errors, contenders = {}, {}
     for label, tensors in (("nchw", operands), ("nhwc", [conv.in_channels_last(tensor) for tensor in operands])):
         errors[f"torch {label}"] = conv.error(conv.calls(shape, options.pass_, *tensors, "auto")[0](), reference)
-        for name in sorted(tried):
+        for name in tried[label]:
             call = conv.calls(shape, options.pass_, *tensors, name)[1]
             errors[f"{name} {label}"] = conv.error(call(), reference)
             contenders[f"{name} {label}"] = call
     timing = measure.interleave(contenders, options.rounds, options.seconds)
     regrets = [
-        timing.median(f"{choices[label].chosen} {label}") / min(timing.median(f"{name} {label}") for name in tried) - 1
+        timing.median(f"{choices[label].chosen} {label}")
+        / min(timing.median(f"{name} {label}") for name in tried[label])
+        - 1
         for label in ("nchw", "nhwc")
     ]
     return {

@@ -15,7 +15,7 @@
 // The sums of pixels are made once per block and read for every panel of columns; those of weights are made when they
 // are packed. Products go into sums that a cache holds, or into the result with what follows it (gemm.h).
 // Cost: 7/8 of multiply_adds(), a pass over the read channels and two over the written ones for each block. Memory:
-// 7/4 of the weight, packed; per thread the sums of a block. Error: about twice that of a product, as halves are
+// 7/4 of the weight, packed; per thread the sums of a block. Error: two to three times that of a product, as halves are
 // added and subtracted that may be larger than the result. Limits: float32 and float64, one group, channels that fill
 // whole vectors by halves.
 #pragma once
