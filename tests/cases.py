@@ -102,6 +102,14 @@ COMMON = (
     ConvCase("deep_7x7_map", (2, 128, 7, 7), 64, 3, padding=1),
 )
 
+# Weight gradients of one tap: the wider tensor is packed while the first filters, or channels, are multiplied.
+POINTWISE = (
+    ConvCase("pointwise_20_to_80", (2, 20, 23, 17), 80, 1, bias=True),
+    ConvCase("pointwise_80_to_40_stride2", (2, 80, 25, 27), 40, 1, stride=2),
+    ConvCase("pointwise_groups_of_48", (1, 96, 19, 17), 32, 1, groups=2, bias=True),
+    ConvCase("pointwise_reads_only_padding", (3, 4, 1, 1), 5, 1, stride=3, padding=1, bias=True),
+)
+
 # Threads divide few of Winograd's tiles by panels of filters, and many tiles by chunks; lines of few channels are
 # longer than a chain of additions, or several of them make one.
 DIVIDED = (
@@ -284,7 +292,7 @@ LARGE = (
 )
 
 SMALL = (
-    *COMMON, *DIVIDED, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION,
+    *COMMON, *POINTWISE, *DIVIDED, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION,
     *THREE_DIMENSIONS, *TRANSPOSED,
 )  # fmt: skip
 CASES = (*SMALL, *LARGE)

@@ -35,6 +35,10 @@ class GradientPacking {
   GradientPacking(const T* data, int64_t all_filters, int64_t filters, int64_t image)
       : data_(data), all_filters_(all_filters), filters_(filters), image_(image) {}
 
+  const T* at(int64_t group, const Filters& filters, int64_t pixel) const {
+    return data_ + pixel * all_filters_ + group * filters_ + filters.first;
+  }
+
   // [pixel][filter] -> [stripe][step][filter][products]
   void pack_stripes(int64_t group, const Filters& filters, int64_t begin, int64_t pixels, S* target) const {
     const int64_t stride = all_filters_;

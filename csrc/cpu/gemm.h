@@ -6,6 +6,7 @@
 // What is loaded and multiplied per step is up to the operands' type (operand.h).
 // Rows are reached through pointers, one per row and segment of the reduction, so a convolution's patch need not be
 // copied: a segment is a kernel tap, and a tap in the padding points to a row of zeros.
+// The first tile of a panel may pack it on the way (packing_kernel): waiting for memory and multiplying overlap then.
 // Limits: the panel must be packed; sums of one call form one chain, so callers cut long reductions into calls
 // that each start from zero (`accumulate`), which also keeps float32 errors low.
 #pragma once
@@ -25,13 +26,15 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 // S: what is multiplied; A: what sums are kept in; T: what the finished sums are stored as.
 template <class A, class S = A, class T = A>
 struct TileProduct {
-  const S* const* rows = nullptr;    // [segments][row_pitch], of which the tile's rows come first
-  const S* const* panels = nullptr;  // [segments], each [depth][vectors * lanes][products<S>]
-  int64_t row_pitch = 0;             // whatever, with one segment
-  int64_t segments = 1, depth = 0;   // depth in steps, of products<S> elements each
-  int64_t row_offset = 0;            // added to every row pointer, in elements
-  int64_t panel_offset = 0;          // added to every panel pointer
-  A* const* outputs = nullptr;       // [rows of the tile]; sums of this call, or so far
+  const S* const* rows = nullptr;     // [segments][row_pitch], of which the tile's rows come first
+  const S* const* panels = nullptr;   // [segments], each [depth][vectors * lanes][products<S>]
+  const S* const* sources = nullptr;  // [depth + kSourcesAhead] for a kernel that packs: where the panel's rows lie
+  S* packed = nullptr;                // the panel that it fills
+  int64_t row_pitch = 0;              // whatever, with one segment
+  int64_t segments = 1, depth = 0;    // depth in steps, of products<S> elements each
+  int64_t row_offset = 0;             // added to every row pointer, in elements
+  int64_t panel_offset = 0;           // added to every panel pointer
+  A* const* outputs = nullptr;        // [rows of the tile]; sums of this call, or so far
   int64_t output_offset = 0;
   bool accumulate = false;                // add to the outputs instead of overwriting them
   const A* column_start = nullptr;        // added once per column, or null
@@ -43,6 +46,7 @@ struct TileProduct {
   int64_t written_offset = 0;
 };
 
+constexpr int kSourcesAhead = 8;           // rows whose lines a packing kernel asks for ahead of time
 constexpr int64_t kWorthPrefetching = 48;  // steps of a tile; with fewer, asking for lines costs more than waiting
 
 template <int Rows, int Columns, class T>
@@ -51,8 +55,9 @@ CONVLAB_INLINE void prefetch_rows(T* const* rows, int64_t offset) {
       __builtin_prefetch(rows[r] + offset + j);
 }
 
-// Step: distance in memory of successive reduction elements of a row.
-template <class A, class S, class T, int Rows, int Vectors, int Step>
+// Step: distance in memory of successive reduction elements of a row. Packs: the panel is read from where its rows lie,
+// and packed for the tiles that follow.
+template <class A, class S, class T, int Rows, int Vectors, int Step, bool Packs = false>
 void multiply_tile(const TileProduct<A, S, T>& t) {
   using Operand = CONVLAB_ISA::Operand<S>;
   vec<A> sum[Rows][Vectors];
@@ -63,19 +68,31 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
     if (t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
   }
   const S* const* rows = t.rows;
-  const auto* ahead = static_cast<const char*>(t.ahead ? t.ahead : t.panels[0]);  // a load more costs nothing here
+  // A load more costs nothing here.
+  const auto* ahead = static_cast<const char*>(t.ahead ? t.ahead : Packs ? t.packed : t.panels[0]);
   const int64_t ahead_step = t.ahead ? t.ahead_step : 0;
   for (int64_t segment = 0; segment < t.segments; ++segment, rows += t.row_pitch) {
     const S* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
-    const S* panel = t.panels[segment] + t.panel_offset;
+    const S* panel = Packs ? t.packed : t.panels[segment] + t.panel_offset;
     for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A> * products<S>) {
       __builtin_prefetch(ahead);
       ahead += ahead_step;
       typename Operand::vector column[Vectors];
-      CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
-        column[v] = Operand::load(panel + v * lanes<A> * products<S>);
-        pin(column[v]);
+      if constexpr (Packs) {
+        static_assert(products<S> == 1);
+        const S *source = t.sources[d] + t.panel_offset, *later = t.sources[d + kSourcesAhead] + t.panel_offset;
+        CONVLAB_UNROLL for (int j = 0; j < Vectors * lanes<A>; j += 64 / sizeof(S)) __builtin_prefetch(later + j);
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+          column[v] = Operand::load(source + v * lanes<A>);
+          pin(column[v]);
+          store(t.packed + (d * Vectors + v) * lanes<A>, column[v]);
+        }
+      } else {
+        CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
+          column[v] = Operand::load(panel + v * lanes<A> * products<S>);
+          pin(column[v]);
+        }
       }
       CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
         typename Operand::vector element = Operand::broadcast(row[r] + d * Step * products<S>);
@@ -137,6 +154,17 @@ TileKernel<A, S, T> tile_kernel(int rows, int vectors) {
     default:
       return tile_kernel_of<A, Step, 6, S, T>(vectors);
   }
+}
+
+// A kernel of kTileRows rows that packs the panel.
+template <class A, int Step>
+TileKernel<A> packing_kernel(int vectors) {
+  if constexpr (kTileVectors == 4) {
+    if (vectors == 4) return multiply_tile<A, A, A, kTileRows, 4, Step, true>;
+    if (vectors == 3) return multiply_tile<A, A, A, kTileRows, 3, Step, true>;
+  }
+  return vectors == 2 ? multiply_tile<A, A, A, kTileRows, 2, Step, true>
+                      : multiply_tile<A, A, A, kTileRows, 1, Step, true>;
 }
 
 // Columns of panel `index` of `columns` columns, rounded up to whole vectors.
