@@ -73,7 +73,8 @@ def main() -> int:
         print(line)
     if options.json is not None:
         environment = measure.environment()
-        kind = "" if environment["instruction_set"] == "avx512" else f"-{environment['instruction_set']}"
+        kind = environment["instruction_set"] if not environment["halves_avx512"] else "zen4"
+        kind = "" if kind == "avx512" else f"-{kind}"
         path = Path(options.json) if options.json else RESULTS / f"{result.name}-{options.threads}t{kind}.json"
         path.write_text(json.dumps({"environment": environment, **result.data}, indent=1) + "\n")
         print(f"wrote {path}")

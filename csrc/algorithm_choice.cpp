@@ -1,7 +1,7 @@
 // The constants of the cost model were fitted on a Zen 5 for AVX-512 and on a Zen 3 for AVX2, against the layers of
-// bench/families.py and of timm's models. They are ratios of work to work, so they move little with the machine. It is
-// plain arithmetic on the geometry, the dtype and the memory format: the same choice on every run and for every number
-// of threads.
+// bench/families.py and of timm's models; one for groups besides on a Zen 4. They are ratios of work to work, so they
+// move little with the machine. It is plain arithmetic on the geometry, the dtype and the memory format: the same
+// choice on every run and for every number of threads.
 #include "algorithm_choice.h"
 
 #include <algorithm>
@@ -206,8 +206,9 @@ double winograd_cost(const ConvProblem& problem) {
   const double filled = weight && cut.cells() > 1 && !cut.joined(channels, vector)
                             ? lanes / static_cast<double>(std::max<int64_t>(1, channels))
                             : 1;
-  // The products of groups of one vector are too small to be fast.
-  const double narrow = g.groups > 1 && filters < 2 * vector && !weight ? 2.5 : 1;
+  // The products of groups of one vector are too small to be fast, unless the CPU takes two cycles for each.
+  const int64_t narrowest = cpu::halves_avx512() ? vector : 2 * vector;
+  const double narrow = g.groups > 1 && filters < narrowest && !weight ? 2.5 : 1;
   const double scattered = cut.spread() > 1 ? 1.2 : 1;
   const double lines = line ? 1.3 : 1;
   // Where products are fast, those of lines of few planes are hard to beat (conv_lines_weight.h).

@@ -3,6 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -27,6 +31,22 @@ Capability capability() {
 bool multiplies_bfloat16() {
 #if defined(__x86_64__)
   static const bool found = capability() == Capability::avx512 && __builtin_cpu_supports("avx512bf16");
+  return found;
+#else
+  return false;
+#endif
+}
+
+bool halves_avx512() {
+#if defined(__x86_64__)
+  static const bool found = [] {
+    unsigned highest = 0, signature = 0, version = 0, unused = 0;
+    __cpuid(0, highest, signature, unused, unused);
+    if (highest < 1 || signature != signature_AMD_ebx) return false;
+    __cpuid(1, version, unused, unused, unused);
+    const unsigned family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    return capability() == Capability::avx512 && family == 0x19;
+  }();
   return found;
 #else
   return false;
