@@ -179,6 +179,8 @@ GROUPED = (
     # Weight gradients: pieces of a line, kernels of one line, two channels in planes of several pieces.
     ConvCase("depthwise_long_lines", (2, 21, 3, 150), 21, (3, 3), padding=1, groups=21),
     ConvCase("depthwise_long_lines_stride2", (1, 21, 5, 170), 21, (3, 6), stride=(1, 2), padding=(1, 3), groups=21),
+    ConvCase("depthwise_5x5_lines_apart", (2, 20, 13, 33), 20, 5, padding=(3, 2), dilation=(2, 1), groups=20),
+    ConvCase("depthwise_7x7_long_lines", (1, 18, 8, 75), 18, 7, padding=3, groups=18),
     ConvCase("depthwise_few_channels", (3, 2, 41, 60), 2, (5, 3), padding=(2, 1), groups=2, bias=True),
     ConvCase("depthwise_multiplier2", (2, 17, 12, 12), 34, 3, padding=1, groups=17),
 )

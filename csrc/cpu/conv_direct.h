@@ -214,7 +214,8 @@ struct Direct {
 };
 
 // With too few channels to fill half a vector, lanes are pixels of zero-padded planes. Else, channels first and for the
-// weights of large kernels, depthwise convolution is the direct one with a channel per group.
+// weights of large kernels that CopiedLines does not take, depthwise convolution is the direct one with a channel per
+// group.
 template <class T>
 struct Depthwise {
   template <class Body>
@@ -224,8 +225,9 @@ struct Depthwise {
       return weight ? body(PlanesWeight<T>(arguments)) : body(GemmPlanes<T>(arguments));
     if (arguments.layout == Layout::channels_last) {
       if (!weight) return body(DepthwiseChannelsLast<T>(arguments));
-      if (!often_read(arguments.geometry)) return body(DepthwiseWeightChannelsLast<T>(arguments));
-      return body(DirectWeight<T>(arguments));
+      const ConvGeometry& g = arguments.geometry;
+      if (often_read(g) && !CopiedLines<T>::suits(g)) return body(DirectWeight<T>(arguments));
+      return body(DepthwiseWeightChannelsLast<T>(arguments));
     }
     return Direct<T>::with(arguments, body);
   }

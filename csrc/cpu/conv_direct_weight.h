@@ -181,11 +181,10 @@ class DirectWeight {
   template <int Step, int Rows, int Taps>
   int64_t add_products(const Line& line, int64_t tap_line, A* sums) const {
     const AxisPhase& axis = phase_.axis[2];
-    ProductRun<A, Rows> run{line.gradient, {}, lanes<A>, axis.read_step * pixel_size_, axis.offset_step * pixel_size_,
-                            lanes<A>};
+    ProductRun<A, LinePixels<A>, Rows> run{line.gradient, lanes<A>, lanes<A>, {}};
     vec<A> sum[Rows][Taps];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
-      run.input[r] = line.input + r * tap_line;
+      run.input[r] = {line.input + r * tap_line, axis.offset_step * pixel_size_, axis.read_step * pixel_size_};
       CONVLAB_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] = vec<A>{};
     }
     CONVLAB_ISA::add_products<Step, true>(run, line.columns, sum);
