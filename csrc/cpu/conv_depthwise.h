@@ -76,7 +76,9 @@ class DepthwiseChannelsLast {
     const int64_t rows = phase.axis[1].count;
     images_ = t_.geometry.batch * phase.axis[0].count;
     const int64_t lines = phase.axis[0].taps * phase.axis[1].taps;
-    copies_ = lines > 1 && lines * t_.read_size[2] * channels_ * static_cast<int64_t>(sizeof(T)) > kKeptBytes;
+    const int64_t pixel_bytes = channels_ * static_cast<int64_t>(sizeof(T));
+    const int64_t kept = pixel_bytes % kSharedSets == 0 ? kKeptBytes : kKeptApartBytes;
+    copies_ = lines > 1 && lines * t_.read_size[2] * pixel_bytes > kept;
     block_ = copies_ ? copied_channels(phase) : kept_channels(phase);
     blocks_ = divide_up(channels_, block_);
     fetches_ = !copies_ && block_ == channels_ && elements * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
@@ -133,8 +135,11 @@ class DepthwiseChannelsLast {
  private:
   static constexpr int64_t kCachedBytes = int64_t{16} << 20;  // of both tensors: likely still in a cache
   static constexpr int64_t kLineChannels = 64 / sizeof(T);    // of a cache line
-  static constexpr int64_t kKeptBytes = 192 * 1024;           // of lines that stay in L2 beside what is written
-  static constexpr int64_t kWindowBytes = 32 * 1024;          // of what a window reads, for L1
+  // Of lines that stay in L2 beside what is written: where pixels share few sets of it, and where they do not. It has a
+  // megabyte where there is AVX-512.
+  static constexpr int64_t kSharedSets = 2048, kKeptBytes = 192 * 1024;
+  static constexpr int64_t kKeptApartBytes = CONVLAB_VECTOR_BYTES == 64 ? 3 * kKeptBytes : kKeptBytes;
+  static constexpr int64_t kWindowBytes = 32 * 1024;  // of what a window reads, for L1
   static constexpr int64_t kStrip = 8, kCopiedStrip = 32, kCopiedBytes = int64_t{1} << 18;
 
   // Memory to fetch in equal shares.

@@ -99,8 +99,8 @@ CONVLAB_INLINE void for_each_line(const Band& band, const int64_t* size, const V
             const int64_t z = band.lowest[0] + sz * az->read_step + rz;
             const int64_t y = band.lowest[1] + sy * ay->read_step + ry;
             const bool outside = z < 0 || z >= size[0] || y < 0 || y >= size[1];
-            visit(PlaneLine{offset, outside ? 0 : inside.begin, outside ? 0 : inside.end,
-                            (z * size[1] + y) * size[2] + x + inside.begin * ax->read_step});
+            const int64_t pixel = (z * size[1] + y) * size[2] + x + inside.begin * ax->read_step;
+            visit(PlaneLine{offset, outside ? 0 : inside.begin, outside ? 0 : inside.end, outside ? 0 : pixel});
           }
       }
 }
