@@ -42,7 +42,8 @@ COMPILE_FLAGS = [
 LINK_FLAGS = ["-fopenmp", *([] if DEBUG else ["-s"])]
 if SANITIZE:
     # Every load of the kernels is checked: as calls, and without the checks that hardly find what the address sanitizer
-    # does not (null), or what x86 allows (alignment), or that there is nothing of (vptr). Else it builds for an hour.
+    # does not (null), or what x86 allows (alignment), or that there is nothing of (vptr). Else it builds for
+    # over half an hour.
     COMPILE_FLAGS += [
         f"-fsanitize={SANITIZE}",
         "-fno-sanitize=null,alignment,object-size,vptr",
