@@ -116,7 +116,7 @@ def main() -> None:
         *sources("csrc/ops/*.cpp"),
         *sources("csrc/cuda/*.cpp"),
         *sources("csrc/cpu/baseline/*.cpp"),
-        *(sources("csrc/cpu/avx2/*.cpp") + sources("csrc/cpu/avx512*/*.cpp") if x86 else []),
+        *(sources("csrc/cpu/a[mv]x*/*.cpp") if x86 else []),
     ]
     cuda_sources = sources("csrc/cuda/*.cu")
     with_cuda, cuda_reason = cuda_decision()
@@ -127,7 +127,7 @@ def main() -> None:
         ("ninja", first_line([shutil.which("ninja") or "ninja", "--version"])),
         ("torch", torch.__version__),
         ("OpenMP", "-fopenmp" if torch.backends.openmp.is_available() else ""),
-        ("instruction sets", "baseline, avx2, avx512, avx512_bf16 (chosen at run time)" if x86 else "baseline"),
+        ("instruction sets", "baseline, avx2, avx512, avx512_bf16, amx (chosen at run time)" if x86 else "baseline"),
     ]
     print("torch_convlab build" + (" (DEBUG)" if DEBUG else ""))
     for what, value in found:

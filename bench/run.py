@@ -27,6 +27,7 @@ import pool
 ALL = (
     "families --threads 2 --rounds 5 --seconds 0.01",
     "families --threads 1 --rounds 3 --seconds 0.01",
+    "families --dtype bfloat16 --threads 2 --rounds 3 --seconds 0.01",
     "conv --suite resnet50 --batch 8 --rounds 5 --threads 2",
     "conv --suite mobilenet_v2 --rounds 5 --threads 2",
     "conv --suite timm --sample 100 --rounds 3 --seconds 0.005 --threads 2",
@@ -73,8 +74,10 @@ def main() -> int:
         print(line)
     if options.json is not None:
         environment = measure.environment()
-        kind = environment["instruction_set"] if not environment["halves_avx512"] else "zen4"
-        kind = "" if kind == "avx512" else f"-{kind}"
+        kind = environment["instruction_set"]
+        if kind == "avx512":
+            kind = "amx" if environment["multiplies_tiles"] else "zen4" if environment["halves_avx512"] else ""
+        kind = f"-{kind}" if kind else ""
         path = Path(options.json) if options.json else RESULTS / f"{result.name}-{options.threads}t{kind}.json"
         path.write_text(json.dumps({"environment": environment, **result.data}, indent=1) + "\n")
         print(f"wrote {path}")

@@ -1,7 +1,7 @@
 // The constants of the cost model were fitted on a Zen 5 for AVX-512 and on a Zen 3 for AVX2, against the layers of
-// bench/families.py and of timm's models; one for groups besides on a Zen 4. They are ratios of work to work, so they
-// move little with the machine. It is plain arithmetic on the geometry, the dtype and the memory format: the same
-// choice on every run and for every number of threads.
+// bench/families.py and of timm's models; one for groups besides on a Zen 4, amx's on an Intel Xeon. They are ratios of
+// work to work, so they move little with the machine. It is plain arithmetic on the geometry, the dtype and the memory
+// format: the same choice on every run and for every number of threads.
 #include "algorithm_choice.h"
 
 #include <algorithm>
@@ -132,6 +132,12 @@ std::string strassen_refusal(const ConvProblem& problem, bool in_words) {
   return {};
 }
 
+std::string amx_refusal(const ConvProblem& problem, bool in_words) {
+  if (problem.dtype == Dtype::float64)
+    return because(in_words, "amx multiplies bfloat16, of which float64 would need seven parts");
+  return {};
+}
+
 // What the kernels for the CPU refuse besides.
 std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
   constexpr int64_t most = 64;
@@ -139,6 +145,7 @@ std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in
     return because(in_words, "direct reads at most ", most, " channels per group, but has to read ",
                    read_channels(problem));
   if (algorithm == Algorithm::strassen) return strassen_refusal(problem, in_words);
+  if (algorithm == Algorithm::amx) return amx_refusal(problem, in_words);
   return {};
 }
 
@@ -215,7 +222,10 @@ double winograd_cost(const ConvProblem& problem) {
   const bool planes =
       weight && wide_vectors() && channels <= 4 && (problem.layout == Layout::channels_first || filters <= 4 * vector);
   const double few = planes ? 1.35 : 1;
-  return few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
+  // What is not a plain 3x3 kernel takes longer on Intel's CPUs, of which those with tiles were measured.
+  const bool plain = cut.spread() == 1 && cut.cells() == 1 && parts == 1;
+  const double apart = cpu::multiplies_tiles() && !plain && !line ? 1.3 : 1;
+  return apart * few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
          (tiles * read * filled * k + transforms);
 }
 
@@ -263,14 +273,16 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     // Planes. With AVX2, few channels of channels_last alone are worth transposing.
     const bool last = problem.layout == Layout::channels_last, wide = wide_vectors();
-    const double each = wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8;
+    const double each = pairs && cpu::multiplies_tiles() ? 2.4 : wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8;
     const double per_plane_written = !wide ? 1.8 : last ? 2 : 0.4;
     if (g.taps() > 1 && written <= (pairs ? few : wide ? lanes : last ? 12 : 15))
       return multiply_adds * (each + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
              packing;
   }
-  const double product = !pairs ? 1 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
+  // CPUs that multiply tiles take their time for pairs.
+  const double pair = cpu::multiplies_tiles() ? 1.4 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
+  const double product = pairs ? pair : 1;
   // Sums of one or two terms cost what is around them.
   const auto terms = static_cast<double>(std::max<int64_t>(1, read * g.taps()));
   const double around = problem.pass == Pass::backward_weight ? 0 : per_sum / (terms * terms);
@@ -361,6 +373,66 @@ double strassen_cost(const ConvProblem& problem) {
          packing * packing_cost(problem) + per_weight * static_cast<double>(problem.geometry.weight_elements());
 }
 
+// Between lines there are positions that nobody wants; neighbouring lines share them.
+double with_gaps(const ConvGeometry& g, const int64_t* size, int axis) {
+  const double reach =
+      static_cast<double>((g.kernel[axis] - 1) * g.dilation[axis]) / static_cast<double>(g.stride[axis]);
+  return static_cast<double>(size[axis]) + std::min(reach / 2, static_cast<double>(g.padding[axis]));
+}
+
+// Products of tiles that are filled up, copies of what is read, and what is done with sums; the last two take longer
+// with more parts. In backward weight both tensors are copied once per 128 channels of the other.
+double amx_cost(const ConvProblem& problem) {
+  constexpr double tile = 16, software = 1e4;
+  constexpr int64_t depth = 32, edge = 16, part = 128;
+  const bool single = problem.dtype == Dtype::bfloat16, full = problem.dtype == Dtype::float32;
+  const double products = single ? 1.3 : full ? 8 : 5.5;
+  const double per_copied = single ? 12 : full ? 35 : 25, per_stored = single ? 12 : 17;
+  const double per_turned = single ? 20 : 32, per_sum = 10;
+  const auto whole = [](int64_t count, int64_t unit) { return static_cast<double>(ceil_divide(count, unit) * unit); };
+  ConvGeometry g = problem.geometry;
+  const bool last = problem.layout == Layout::channels_last, forward = problem.pass != Pass::backward_input;
+  int64_t read = read_channels(problem);
+  // Per axis, what each tap along z or each residue reads has a copy of its own.
+  const auto copies = [&](int axis) {
+    return static_cast<double>(axis == 0 ? g.kernel[axis] : std::min(g.stride[axis], g.kernel[axis]));
+  };
+  double copied = static_cast<double>(forward ? g.batch * g.output_pixels() * g.in_channels : g.output_elements()) *
+                  copies(0) * (forward ? copies(1) * copies(2) : 1);
+  // Taps of a kernel line that are channels (conv_spans.h).
+  if (last && forward && g.groups == 1 && g.dilation[2] == 1 &&
+      whole(read * g.kernel[2], depth) < whole(read, depth) * static_cast<double>(g.kernel[2])) {
+    copied *= static_cast<double>(g.kernel[2]) / copies(2);
+    read *= g.kernel[2];
+    g.kernel[2] = 1;
+  }
+  const int64_t* written_size = forward ? g.output : g.input;
+  const double positions = static_cast<double>(g.batch * written_size[0]) * with_gaps(g, written_size, 1) *
+                           with_gaps(g, written_size, 2) /
+                           (forward ? 1 : static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]));
+  const int64_t written = written_channels(problem);
+  const auto groups = static_cast<double>(g.groups), taps = static_cast<double>(g.taps());
+  // Channels first, lines are transposed on the way; those of strided pixels are gathered, in 16 bits one by one.
+  const double gathered = g.stride[2] > 1 ? (full ? 2 : 4) : 1.5;
+  const double format = last ? 1 : gathered, packing = full ? 2 : 1.3;
+  if (!cpu::multiplies_tiles()) return software * static_cast<double>(g.multiply_adds());
+  if (problem.pass == Pass::backward_weight) {
+    const double sums = whole(read, edge) * whole(written, edge) * taps * groups;
+    if (!last) copied *= whole(g.output[2], depth) / static_cast<double>(g.output[2]);  // by parts of a line
+    return std::max<double>(positions, depth) * sums * products / tile +
+           format * per_turned *
+               (copied * whole(written, part) / part +
+                static_cast<double>(g.output_elements()) * whole(read, part) / part) +
+           per_sum * sums;
+  }
+  // The padding of a tile is copied as well.
+  copied *= whole(read, depth) / static_cast<double>(std::max<int64_t>(1, read));
+  if (!forward) copied *= static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]);  // once per phase
+  const double stored = static_cast<double>(forward ? g.output_elements() : g.input_elements());
+  return positions * whole(read, depth) * whole(written, edge) * taps * groups * products / tile +
+         format * (per_copied * copied + per_stored * stored) + packing * packing_cost(problem);
+}
+
 }  // namespace
 
 bool join_axes(ConvGeometry& geometry) {
@@ -380,6 +452,8 @@ bool join_axes(ConvGeometry& geometry) {
     return false;
   }
   if (geometry.taps() != 1 || geometry.input_pixels() != 1 || geometry.output_pixels() != 1) return false;
+  for (const int64_t padding : geometry.padding)
+    if (padding != 0) return false;  // what is read may be the padding
   geometry.input[2] = geometry.output[2] = geometry.batch;
   geometry.stride[2] = geometry.batch = 1;
   return true;
@@ -405,6 +479,8 @@ double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
       return inner_product_cost(problem);
     case Algorithm::strassen:
       return strassen_cost(problem);
+    case Algorithm::amx:
+      return amx_cost(problem);
     default:
       return implicit_gemm_cost(problem);
   }

@@ -152,6 +152,7 @@ std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem) {
   const std::string name = algorithm_name(algorithm);
   if (algorithm == Algorithm::naive) return {};
   if (algorithm == Algorithm::strassen) return "strassen has kernels for the CPU alone";
+  if (algorithm == Algorithm::amx) return "amx has kernels for the CPU alone";
   if (algorithm == Algorithm::inner_product) {
     constexpr int64_t most = (int64_t{1} << 31) - 1;  // along the grid's first axis
     const int64_t needed = ceil_divide<int64_t>(g.batch * g.input_pixels(), 8) * (g.in_channels + g.out_channels);

@@ -13,7 +13,8 @@
   X(direct, "windows of pixels with written channels as lanes; few channels per group")                               \
   X(depthwise, "one channel, one filter: no matrix product, every tensor once through the cache; groups == channels") \
   X(inner_product, "pointwise on few pixels: weights are read where they lie, once")                                  \
-  X(strassen, "pointwise with seven products of halves in the place of eight; channels_last, many channels")
+  X(strassen, "pointwise with seven products of halves in the place of eight; channels_last, many channels")          \
+  X(amx, "matrix products on tile registers (AMX), of bfloat16 or of parts that add up to float16 and float32")
 
 namespace convlab {
 

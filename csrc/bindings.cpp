@@ -202,6 +202,7 @@ PYBIND11_MODULE(_C, m) {
     info["cuda"] = cuda::built();
     info["instruction_set"] = cpu::capability_name(cpu::capability());
     info["multiplies_bfloat16"] = cpu::multiplies_bfloat16();
+    info["multiplies_tiles"] = cpu::multiplies_tiles();
     info["halves_avx512"] = cpu::halves_avx512();
     return info;
   });

@@ -108,7 +108,11 @@ POINTWISE = (
     ConvCase("pointwise_80_to_40_stride2", (2, 80, 25, 27), 40, 1, stride=2),
     ConvCase("pointwise_groups_of_48", (1, 96, 19, 17), 32, 1, groups=2, bias=True),
     ConvCase("pointwise_reads_only_padding", (3, 4, 1, 1), 5, 1, stride=3, padding=1, bias=True),
+    ConvCase("pointwise_line_reads_only_padding", (3, 20, 1), 18, 1, stride=7, padding=1, bias=True),
 )
+
+# One column: backward input has one phase in spite of the stride, of one of the kernel's three columns.
+NARROW = (ConvCase("one_column_stride_1x4", (2, 48, 22, 1), 1, (2, 3), stride=(1, 4), padding=(2, 1), dilation=(2, 1)),)
 
 # Threads divide few of Winograd's tiles by panels of filters, and many tiles by chunks; lines of few channels are
 # longer than a chain of additions, or several of them make one.
@@ -294,8 +298,8 @@ LARGE = (
 )
 
 SMALL = (
-    *COMMON, *POINTWISE, *DIVIDED, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY, *ONE_DIMENSION,
-    *THREE_DIMENSIONS, *TRANSPOSED,
+    *COMMON, *POINTWISE, *NARROW, *DIVIDED, *TAPS_PER_STRIDE, *ASYMMETRIC, *GROUPED, *CHANNELS, *EXTREME, *EMPTY,
+    *ONE_DIMENSION, *THREE_DIMENSIONS, *TRANSPOSED,
 )  # fmt: skip
 CASES = (*SMALL, *LARGE)
 BY_NAME = {case.name: case for case in CASES}

@@ -43,7 +43,7 @@ def test_precision_highest_leaves_winograd_out(layer):
     with backends.flags(precision="highest"):
         assert backends.precision == "highest"
         chosen = torch_convlab.explain_convolution((1, 32, 20, 20), (32, 32, 3, 3), padding=1).chosen
-        assert chosen in ("implicit_gemm", "direct")  # the instruction set decides
+        assert chosen in ("implicit_gemm", "direct", "amx")  # the instruction set decides
         assert torch.equal(run_as("auto", layer), run_as(chosen, layer))
         assert not torch.equal(run_as("auto", layer), winograd)
         assert torch.equal(run_as("winograd", layer), winograd)  # who names it gets it
@@ -124,7 +124,7 @@ def test_autotune_and_precision(layer):
         run_as("auto", layer)
         with backends.flags(precision="highest"):
             found = run_as("auto", layer)
-    others = [run_as(name, layer) for name in ("naive", "implicit_gemm", "direct")]
+    others = [run_as(name, layer) for name in ("naive", "implicit_gemm", "direct", "amx")]
     assert any(torch.equal(found, other) for other in others)  # which one was the fastest, a loaded machine decides
     assert not torch.equal(found, run_as("winograd", layer))
 

@@ -36,7 +36,7 @@ for name in CASE_NAMES:
                     result = run_pass(BY_NAME[name], pass_, algorithm, **tensors)
                     check_pass(BY_NAME[name], pass_, algorithm, dtype, result)
                     count += 1
-ours = [torch_convlab.build_info()[key] for key in ("instruction_set", "multiplies_bfloat16")]
+ours = [torch_convlab.build_info()[key] for key in ("instruction_set", "multiplies_bfloat16", "multiplies_tiles")]
 print(json.dumps([*ours, torch.backends.cpu.get_cpu_capability(), count]))
 """
 CASES = (
@@ -53,7 +53,7 @@ def cpu_flags() -> list[str]:
 
 
 def run(**environment: str):
-    """(our instruction set, whether it multiplies bfloat16, torch's, checks made) of the program."""
+    """(our instruction set, whether it multiplies bfloat16, and tiles of it, torch's, checks made) of the program."""
     program = PROGRAM.replace("CASE_NAMES", repr(CASES))
     return json.loads(run_python(program, **environment).splitlines()[-1])
 
@@ -61,10 +61,11 @@ def run(**environment: str):
 @pytest.mark.skipif(len(CAPABILITIES) == 0, reason="torch knows no instruction sets of this processor")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_instruction_set(capability):
-    ours, pairs, theirs, checks = run(ATEN_CPU_CAPABILITY=capability.lower())
+    ours, pairs, tiles, theirs, checks = run(ATEN_CPU_CAPABILITY=capability.lower())
     assert theirs == capability
     assert ours == NAMES[capability]
     assert pairs == (capability == "AVX512" and "avx512_bf16" in cpu_flags())
+    assert tiles == (capability == "AVX512" and {"amx_tile", "amx_bf16"} <= set(cpu_flags()))
     assert checks >= len(CASES) * 4 * 2 * 2 * 3  # dtypes, formats, naive and one more, passes
 
 

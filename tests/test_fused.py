@@ -12,6 +12,7 @@ from cases import SMALL
 from helpers import ALGORITHMS, DTYPES, FORMATS, assert_within, bound, in_format, operands, refusal, typical_magnitude
 from torch import nn
 
+import torch_convlab
 from torch_convlab import backends
 from torch_convlab._clamp import Clamp
 from torch_convlab.functional import conv_fused, pack_weight
@@ -153,7 +154,8 @@ def test_packed_weight_follows_the_settings():
     fused = ConvAddReLU(nn.Conv2d(64, 64, 3, padding=1)).eval()
     input, options = torch.randn(2, 64, 33, 35), {"padding": 1}
     with torch.no_grad():
-        for precision, algorithm in (("high", "winograd"), ("highest", "implicit_gemm")):
+        exact = "amx" if torch_convlab.build_info()["multiplies_tiles"] else "implicit_gemm"
+        for precision, algorithm in (("high", "winograd"), ("highest", exact)):
             expected = pack_weight(input, fused.weight, algorithm=algorithm, **options)
             with backends.flags(precision=precision):
                 fused(input)

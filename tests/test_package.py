@@ -155,28 +155,37 @@ def test_receptive_field_center():
     assert (field.size, field.center) == (11 + 4 * 2, 4.0)
 
 
+def vectors_choice(choice):
+    """What `auto` takes, or would take if the CPU had no tiles."""
+    if choice.chosen != "amx":
+        return choice.chosen
+    costs = {name: verdict.cost for name, verdict in choice.verdicts.items() if verdict.cost is not None}
+    del costs["amx"]
+    return min(costs, key=costs.get)
+
+
 def test_explain_convolution():
     """The choice and each algorithm's verdict: a reason or a cost, never both."""
     choice = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
-    assert choice.chosen == "winograd"
+    assert vectors_choice(choice) == "winograd"
     assert choice.verdicts.keys() == torch_convlab.algorithms().keys()
     assert all((verdict.refusal is None) != (verdict.cost is None) for verdict in choice.verdicts.values())
     assert "groups" in choice.verdicts["depthwise"].refusal
     assert choice.verdicts["naive"].cost > choice.verdicts["implicit_gemm"].cost > choice.verdicts["winograd"].cost
     strided = torch_convlab.explain_convolution((1, 96, 56, 56), (64, 96, 3, 3), stride=3, padding=1)
-    assert strided.chosen == "implicit_gemm" and "stride" in strided.verdicts["winograd"].refusal
-    assert torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32).chosen == "depthwise"
+    assert vectors_choice(strided) == "implicit_gemm" and "stride" in strided.verdicts["winograd"].refusal
+    assert vectors_choice(torch_convlab.explain_convolution((1, 32, 9, 9), (32, 1, 3, 3), groups=32)) == "depthwise"
     stem = torch_convlab.explain_convolution((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
-    assert stem.chosen == "winograd"  # 144 multiplications for 9 outputs instead of 441
+    assert vectors_choice(stem) == "winograd"  # 144 multiplications for 9 outputs instead of 441
     wide = {"input_size": (8, 512, 28, 28), "weight_size": (512, 512, 1, 1), "memory_format": torch.channels_last}
-    assert torch_convlab.explain_convolution(**wide).chosen == "strassen"
-    assert torch_convlab.explain_convolution(**wide, dtype=torch.float64).chosen == "implicit_gemm"
+    assert vectors_choice(torch_convlab.explain_convolution(**wide)) == "strassen"
+    assert vectors_choice(torch_convlab.explain_convolution(**wide, dtype=torch.float64)) == "implicit_gemm"
     with torch_convlab.backends.flags(precision="highest"):
-        assert torch_convlab.explain_convolution(**wide).chosen == "implicit_gemm"
+        assert torch_convlab.explain_convolution(**wide).chosen in ("implicit_gemm", "amx")
     dilated = {"input_size": (1, 256, 28, 28), "weight_size": (256, 256, 3, 3)}
-    assert torch_convlab.explain_convolution(**dilated, padding=2, dilation=2).chosen == "winograd"
+    assert vectors_choice(torch_convlab.explain_convolution(**dilated, padding=2, dilation=2)) == "winograd"
     # Most taps lie in the padding, where a product leaves them out.
-    assert torch_convlab.explain_convolution(**dilated, padding=24, dilation=24).chosen == "implicit_gemm"
+    assert vectors_choice(torch_convlab.explain_convolution(**dilated, padding=24, dilation=24)) == "implicit_gemm"
     for input_size, weight_size, chosen in (
         ((1, 256, 2000), (256, 256, 3), "winograd"),  # half of the multiplications
         ((1, 16, 2000), (16, 16, 3), "direct"),  # too few channels to pay for the transforms
@@ -185,7 +194,7 @@ def test_explain_convolution():
         ((1, 24, 56, 56), (144, 24, 1, 1), "direct"),  # sums of 24 terms
     ):
         last = {"memory_format": torch.channels_last}
-        assert torch_convlab.explain_convolution(input_size, weight_size, **last).chosen == chosen
+        assert vectors_choice(torch_convlab.explain_convolution(input_size, weight_size, **last)) == chosen
     with pytest.raises(ValueError, match="memory_format"):
         torch_convlab.explain_convolution((1, 8, 9, 9), (8, 8, 3, 3), memory_format=torch.preserve_format)
     # Each pass of a strided layer has the same number of products; the gradient of its input is written in parts.
@@ -193,14 +202,32 @@ def test_explain_convolution():
         strided = torch_convlab.explain_convolution(
             (8, 128, 56, 56), (128, 128, 3, 3), stride=2, padding=1, pass_=pass_
         )
-        assert strided.chosen == "winograd", pass_
+        assert vectors_choice(strided) == "winograd", pass_
         assert strided.verdicts["winograd"].cost < 0.8 * strided.verdicts["implicit_gemm"].cost, pass_
     double = torch_convlab.explain_convolution((1, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float64)
-    assert double.chosen == "implicit_gemm" and double.verdicts["winograd"].refusal is None
+    assert vectors_choice(double) == "implicit_gemm" and double.verdicts["winograd"].refusal is None
     # Winograd transforms the weights of a map of four tiles in every call; a product finds them packed.
     small = {"input_size": (1, 512, 7, 7), "weight_size": (512, 512, 3, 3), "padding": 1}
-    assert torch_convlab.explain_convolution(**small).chosen == "winograd"
-    assert torch_convlab.explain_convolution(**small, packed=True).chosen == "implicit_gemm"
+    assert vectors_choice(torch_convlab.explain_convolution(**small)) == "winograd"
+    assert vectors_choice(torch_convlab.explain_convolution(**small, packed=True)) == "implicit_gemm"
+
+
+def test_explain_convolution_with_tiles():
+    """Where the CPU has tiles they are taken for 16 bits and, in float32, where Winograd is not; else never."""
+    image, last = (8, 256, 28, 28), {"memory_format": torch.channels_last}
+    tiles = torch_convlab.build_info()["multiplies_tiles"]
+    for dtype, kernel in (
+        (torch.bfloat16, 1), (torch.bfloat16, 3), (torch.float16, 1), (torch.float16, 3), (torch.float32, 1)
+    ):  # fmt: skip
+        for pass_ in ("forward", "backward_input", "backward_weight"):
+            choice = torch_convlab.explain_convolution(
+                image, (256, 256, kernel, kernel), padding=kernel // 2, dtype=dtype, pass_=pass_, **last
+            )
+            assert (choice.chosen == "amx") == tiles, (dtype, kernel, pass_)
+    double = torch_convlab.explain_convolution(image, (256, 256, 1, 1), dtype=torch.float64, **last)
+    assert "float64" in double.verdicts["amx"].refusal
+    depthwise = torch_convlab.explain_convolution(image, (256, 1, 3, 3), groups=256, dtype=torch.bfloat16, **last)
+    assert depthwise.chosen == "depthwise"
 
 
 def test_explain_convolution_on_cuda():

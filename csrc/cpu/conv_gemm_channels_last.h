@@ -27,7 +27,8 @@ class GemmChannelsLast {
     // With one group and neighbouring taps next to each other, a kernel line is one span of the input's line: only
     // spans that cross the border are copied.
     lines_ = !kConverts && t_.read_channels % products<S> == 0 && t_.read_channels < kShortSegment && g.groups == 1 &&
-             t_.phase_count == 1 && t_.phase(0).axis[2].ascending().offset_step == 1 && g.kernel[2] > 1;
+             t_.phase_count == 1 && t_.phase(0).axis[2].ascending().offset_step == 1 && g.kernel[2] > 1 &&
+             t_.phase(0).axis[2].taps == g.kernel[2];  // a strided image of one pixel has one phase of some of the taps
     copies_patches_ = kConverts || lines_ || t_.read_channels % products<S> != 0 ||
                       (t_.read_channels < kShortSegment && g.taps() > 1);
     merged_ = !lines_ && copies_patches_ && t_.phase_count == 1 && t_.phase(0).taps() == g.taps();

@@ -32,7 +32,8 @@ class GemmStrips {
     const Phase phase = t_.phase(0);  // no other has more pixels
     channels_ = t_.read_channels;
     const bool few = channels_ < kFewChannels;
-    lines_ = few && t_.phase_count == 1 && phase.axis[2].ascending().offset_step == 1;
+    lines_ = few && t_.phase_count == 1 && phase.axis[2].ascending().offset_step == 1 &&
+             phase.axis[2].taps == t_.geometry.kernel[2];
     pixel_ = few ? channels_ : round_up(channels_, lanes<A>) + lanes<A>;  // off a power of two
     const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
     segments_ = divide_up(columns, kPixels);

@@ -85,12 +85,27 @@ namespace avx512_bf16 {
 template <class T>
 ConvKernelTable<T> conv_kernels();
 }
+namespace amx {
+template <class T>
+ConvKernels<T> amx_kernels();
+}
 #endif
+namespace baseline {
+template <class T>
+ConvKernels<T> amx_kernels();  // of tiles in software
+}
 
 // The kernels of one algorithm for this CPU.
 template <class T>
 ConvKernels<T> conv_kernels(Algorithm algorithm) {
   const int index = static_cast<int>(algorithm);
+  if constexpr (!std::is_same_v<T, double>)
+    if (algorithm == Algorithm::amx) {
+#if defined(__x86_64__)
+      if (multiplies_tiles()) return amx::amx_kernels<T>();
+#endif
+      return baseline::amx_kernels<T>();
+    }
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, bfloat16>)
     if (multiplies_bfloat16()) return avx512_bf16::conv_kernels<T>().algorithm[index];

@@ -11,6 +11,8 @@ Capability capability();
 const char* capability_name(Capability capability);
 // Whether the CPU multiplies pairs of bfloat16 (avx512_bf16) and the cap allows AVX-512.
 bool multiplies_bfloat16();
+// Whether the CPU multiplies tiles of bfloat16 (AMX), the system lets us, and the cap allows AVX-512.
+bool multiplies_tiles();
 // Whether the CPU computes a vector of AVX-512 as two halves, no faster than AVX2 (AMD's Zen 4).
 bool halves_avx512();
 

@@ -1,6 +1,6 @@
-// Opens a translation unit that is compiled for one instruction set. The stubs in baseline/, avx2/, avx512/ and
-// avx512_bf16/ define CONVLAB_AVX2 or CONVLAB_AVX512 (or neither), the last of them CONVLAB_BF16 too, include this
-// header and then the kernels.
+// Opens a translation unit that is compiled for one instruction set. The stubs in baseline/, avx2/, avx512/,
+// avx512_bf16/ and amx/ define CONVLAB_AVX2 or CONVLAB_AVX512 (or neither), the last two CONVLAB_BF16 too, and the last
+// CONVLAB_AMX (whose instructions tiles.h writes out), include this header and then the kernels.
 //
 // Everything that is not a kernel is included *before* the target pragma, so that inline functions and templates
 // of the standard library and of the shared headers are compiled for the baseline: the linker keeps one copy of
@@ -29,7 +29,11 @@
 
 // The pragmas take literals only, so the list of features stands twice, for gcc and for clang.
 #if defined(CONVLAB_AVX512) && defined(CONVLAB_BF16)
+#if defined(CONVLAB_AMX)
+#define CONVLAB_ISA amx
+#else
 #define CONVLAB_ISA avx512_bf16
+#endif
 #define CONVLAB_VECTOR_BYTES 64
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \

@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -31,6 +35,22 @@ Capability capability() {
 bool multiplies_bfloat16() {
 #if defined(__x86_64__)
   static const bool found = capability() == Capability::avx512 && __builtin_cpu_supports("avx512bf16");
+  return found;
+#else
+  return false;
+#endif
+}
+
+bool multiplies_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool found = [] {
+    unsigned unused = 0, features = 0;
+    if (!multiplies_bfloat16() || !__get_cpuid_count(7, 0, &unused, &unused, &unused, &features)) return false;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    if (!(features & amx_bf16) || !(features & amx_tile)) return false;
+    constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, of the registers' contents
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+  }();
   return found;
 #else
   return false;
