@@ -115,7 +115,7 @@ PYBIND11_MODULE(_C, m) {
         arguments.threads = threads;
         for (int index = 0; index < kAlgorithms; ++index)
           if (algorithm == algorithm_name(static_cast<Algorithm>(index))) {
-            const cpu::ConvPlan plan = cpu::conv_kernels<float>().algorithm[index].plan(arguments);
+            const cpu::ConvPlan plan = cpu::conv_kernels<float>(static_cast<Algorithm>(index)).plan(arguments);
             return py::make_tuple(plan.packed_bytes + plan.shared_bytes, plan.scratch_bytes);
           }
         throw py::value_error("unknown algorithm: " + algorithm);

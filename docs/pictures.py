@@ -140,6 +140,33 @@ def strassen():
     return figure
 
 
+def amx():
+    """A number's digits in three parts, and which products of parts are kept."""
+    figure, (digits, table) = pyplot.subplots(1, 2, figsize=(8, 2.6), width_ratios=(1.6, 1))
+    for row, (name, parts) in enumerate((("float32", 3), ("float16", 2), ("bfloat16", 1))):
+        digits.text(-0.3, row + 0.35, name, ha="right", va="center", fontsize=10)
+        for part in range(parts):
+            bits = min(8, {3: 24, 2: 11, 1: 8}[parts] - 8 * part)
+            digits.add_patch(
+                Rectangle((8 * part, row), bits - 0.2, 0.7, edgecolor=INK, facecolor=OURS, alpha=0.6 / 2**part)
+            )
+            digits.text(8 * part + bits / 2, row + 0.35, str(bits), ha="center", va="center", fontsize=9)
+    digits.set(xlim=(-5, 24), ylim=(2.9, -0.2))
+    digits.set_title("significant bits, as parts of bfloat16", fontsize=10)
+    for row in range(3):
+        for column in range(3):
+            kept = row + column < 3
+            table.add_patch(
+                Rectangle((column, row), 0.94, 0.94, edgecolor=INK, facecolor=OURS if kept else "none", alpha=0.5)
+            )
+            table.text(column + 0.47, row + 0.47, f"x{row} y{column}", ha="center", va="center", fontsize=9)
+    table.set(xlim=(-0.05, 3), ylim=(3, -0.05))
+    table.set_title("float32: 6 products of 9", fontsize=10)
+    for one in (digits, table):
+        one.axis("off")
+    return figure
+
+
 def report(folder: Path):
     """The report's first screen, light and dark, as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -164,7 +191,7 @@ def report(folder: Path):
 def main():
     IMAGES.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    for draw in (naive, implicit_gemm, winograd, direct, depthwise, inner_product, strassen):
+    for draw in (naive, implicit_gemm, winograd, direct, depthwise, inner_product, strassen, amx):
         with style():
             save(draw(), IMAGES / f"{draw.__name__}.png", dpi=90)
     save(lab.gradients().draw(), IMAGES / "gradients.png", dpi=80)
