@@ -273,18 +273,18 @@ double implicit_gemm_cost(const ConvProblem& problem) {
     if (written <= few && 4 * read >= 3 * lanes) return dots * multiply_adds + packing;
     // Planes. With AVX2, few channels of channels_last alone are worth transposing.
     const bool last = problem.layout == Layout::channels_last, wide = wide_vectors();
-    const double each = pairs && cpu::multiplies_tiles() ? 2.4 : wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8;
+    const double each = pairs && cpu::multiplies_tiles() ? 1.8 : wide ? 1.2 : 0.9, per_plane_read = wide ? 3 : 1.8;
     const double per_plane_written = !wide ? 1.8 : last ? 2 : 0.4;
     if (g.taps() > 1 && written <= (pairs ? few : wide ? lanes : last ? 12 : 15))
       return multiply_adds * (each + per_plane_read / static_cast<double>(written) +
                               per_plane_written / static_cast<double>(read)) +
              packing;
   }
-  // CPUs that multiply tiles take their time for pairs.
-  const double pair = cpu::multiplies_tiles() ? 1.4 : problem.pass == Pass::backward_weight ? 0.75 : 0.5;
-  const double product = pairs ? pair : 1;
   // Sums of one or two terms cost what is around them.
   const auto terms = static_cast<double>(std::max<int64_t>(1, read * g.taps()));
+  // CPUs that multiply tiles take their time for pairs.
+  const double of_tiles = terms >= 32 ? 1.4 : 1, of_others = problem.pass == Pass::backward_weight ? 0.75 : 0.5;
+  const double product = !pairs ? 1 : cpu::multiplies_tiles() ? of_tiles : of_others;
   const double around = problem.pass == Pass::backward_weight ? 0 : per_sum / (terms * terms);
   return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +
          packing;
@@ -414,7 +414,7 @@ double amx_cost(const ConvProblem& problem) {
   const auto groups = static_cast<double>(g.groups), taps = static_cast<double>(g.taps());
   // Channels first, lines are transposed on the way; those of strided pixels are gathered, in 16 bits one by one.
   const double gathered = g.stride[2] > 1 ? (full ? 2 : 4) : 1.5;
-  const double format = last ? 1 : gathered, packing = full ? 2 : 1.3;
+  const double format = last ? 1 : gathered, packing = full ? 3.5 : 2;
   if (!cpu::multiplies_tiles()) return software * static_cast<double>(g.multiply_adds());
   if (problem.pass == Pass::backward_weight) {
     const double sums = whole(read, edge) * whole(written, edge) * taps * groups;
@@ -425,7 +425,8 @@ double amx_cost(const ConvProblem& problem) {
                 static_cast<double>(g.output_elements()) * whole(read, part) / part) +
            per_sum * sums;
   }
-  // The padding of a tile is copied as well.
+  // The padding of a tile is copied as well, and short lines one after the other.
+  if (groups > 1 && read < depth) copied *= 2.5;
   copied *= whole(read, depth) / static_cast<double>(std::max<int64_t>(1, read));
   if (!forward) copied *= static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]);  // once per phase
   const double stored = static_cast<double>(forward ? g.output_elements() : g.input_elements());

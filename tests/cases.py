@@ -111,8 +111,12 @@ POINTWISE = (
     ConvCase("pointwise_line_reads_only_padding", (3, 20, 1), 18, 1, stride=7, padding=1, bias=True),
 )
 
-# One column: backward input has one phase in spite of the stride, of one of the kernel's three columns.
-NARROW = (ConvCase("one_column_stride_1x4", (2, 48, 22, 1), 1, (2, 3), stride=(1, 4), padding=(2, 1), dilation=(2, 1)),)
+# One column: backward input has one phase in spite of the stride, of one of the kernel's three columns. Short lines:
+# pixels of different ones may seem to be neighbours.
+NARROW = (
+    ConvCase("one_column_stride_1x4", (2, 48, 22, 1), 1, (2, 3), stride=(1, 4), padding=(2, 1), dilation=(2, 1)),
+    ConvCase("short_lines_stride_1x2", (5, 8, 3, 31), 7, (1, 7), stride=(1, 2), padding=(2, 3)),
+)
 
 # Threads divide few of Winograd's tiles by panels of filters, and many tiles by chunks; lines of few channels are
 # longer than a chain of additions, or several of them make one.

@@ -373,12 +373,11 @@ class AmxTransfer {
   }
 
   void store_line(T* const* outputs, int64_t offset, vec<float> values, int64_t count) const {
-    if (count == lanes<float> && outputs[0] && outputs[count - 1] == outputs[0] + count - 1)
-      return t_.epilogue.store(outputs[0] + offset, values);
     for (int64_t i = 0, length; i < count; i += length) {
       length = 1;
       if (!outputs[i]) continue;
       while (i + length < count && outputs[i + length] == outputs[i] + length) ++length;
+      if (length == lanes<float>) return t_.epilogue.store(outputs[0] + offset, values);
       if (length == 1) {
         t_.epilogue.store_one(outputs[i] + offset, values[i]);
       } else {

@@ -29,19 +29,19 @@ class AmxWeight {
     channels_ = geometry_.in_channels_per_group(), filters_ = geometry_.out_channels_per_group();
     rows_ = divide_up(channels_, kSumEdge), columns_ = divide_up(filters_, kSumEdge);
     part_rows_ = std::min(rows_, kPart), part_columns_ = std::min(columns_, kPart);
-    cut_into_tasks();
-    // Parts of the weight are smaller where there are few pixels to divide.
-    while (chunks_ * geometry_.groups * row_parts() * column_parts() < kEnoughTasks &&
-           std::max(part_rows_, part_columns_) > 1) {
+    // Where there are few pixels to divide, blocks are smaller and then, if tasks are still few, parts of the weight.
+    int64_t bytes = kCopyBytes;
+    for (cut_into_tasks(bytes); tasks() < kEnoughTasks && bytes > kCopyBytes / 4;) cut_into_tasks(bytes /= 2);
+    while (tasks() < kFewTasks && std::max(part_rows_, part_columns_) > 1) {
       int64_t& larger = part_columns_ >= part_rows_ ? part_columns_ : part_rows_;
       larger = divide_up(larger, 2);
-      cut_into_tasks();
+      cut_into_tasks(bytes);
     }
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.run_tasks = chunks_ * geometry_.groups * row_parts() * column_parts();
+    plan.run_tasks = tasks();
     plan.finish_tasks = geometry_.groups * rows_ * columns_;
     plan.shared_bytes = chunks_ * geometry_.groups * blocks_of_sums() * kSumBlock * static_cast<int64_t>(sizeof(float));
     Carver count(nullptr);
@@ -98,13 +98,14 @@ class AmxWeight {
   static constexpr int64_t kPart = 4;                        // blocks of channels, or filters, of a task
   static constexpr int64_t kCopyBytes = int64_t{896} << 10;  // of both tensors
   static constexpr int64_t kMostPartialBytes = int64_t{32} << 20;
-  static constexpr int64_t kEnoughTasks = 16;
+  static constexpr int64_t kEnoughTasks = 16, kFewTasks = 6;
   static constexpr int64_t kSlack = kTileRowBytes;  // a line is stored by 32 positions
 
-  void cut_into_tasks() {
+  int64_t tasks() const { return chunks_ * geometry_.groups * row_parts() * column_parts(); }
+  void cut_into_tasks(int64_t most_bytes) {
     const auto fits = [&](int64_t slabs, int64_t lines, int64_t columns) {
       return copy_bytes(most_positions(slabs, lines, columns)) + gradient_bytes(slabs * lines * columns * 5 / 4) <=
-             kCopyBytes;
+             most_bytes;
     };
     cut_ = BlockCut(phase_, geometry_.batch, kTileDepth, fits);
     const int64_t partial_bytes = geometry_.groups * blocks_of_sums() * kSumBlock * static_cast<int64_t>(sizeof(float));
