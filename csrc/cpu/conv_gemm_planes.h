@@ -240,13 +240,9 @@ class GemmPlanes {
   // Channels `first` .. of what a band reads of an image.
   void fill(const Band& band, int64_t n, int64_t first, int64_t count, int64_t pitch, A* planes) const {
     const int64_t channels = t_.read_channels * t_.geometry.groups, pixels = t_.read_pixels();
-    const T* image = t_.read + n * channels * pixels;
-    if (last_)
-      fill_planes_channels_last(band, image + first, t_.read_size, count, channels, planes, pitch);
-    else
-      for (int64_t c = 0; c < count; ++c)
-        fill_plane(band, image + (first + c) * pixels, t_.read_size, planes + c * pitch);
-    std::fill(planes + count * pitch - lanes<A>, planes + count * pitch + kSlack, A(0));
+    fill_planes(arguments_.layout, band, t_.read + n * channels * pixels, t_.read_size, first, count, channels, planes,
+                pitch);
+    std::fill_n(planes + count * pitch, kSlack, A(0));
   }
 
   // Calls visit(flat output, pixel of the written image) for the first pixel of each line of a band.

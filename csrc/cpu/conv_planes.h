@@ -143,14 +143,18 @@ void fill_planes_channels_last(const Band& band, const T* image, const int64_t* 
   });
 }
 
-// Either of them: `channels` from channel `first` on of an image of `all_channels`.
+// Either of them: `channels` from channel `first` on of an image of `all_channels`. What lies between the planes is
+// read along, for nothing; zeros, because what else is there may be subnormal numbers, which slow down some CPUs.
 template <class T>
 void fill_planes(Layout layout, const Band& band, const T* image, const int64_t* size, int64_t first, int64_t channels,
                  int64_t all_channels, accumulate_t<T>* planes, int64_t pitch) {
+  const int64_t pixels = size[0] * size[1] * size[2], filled = band.size();
   if (layout == Layout::channels_last)
-    return fill_planes_channels_last(band, image + first, size, channels, all_channels, planes, pitch);
-  const int64_t pixels = size[0] * size[1] * size[2];
-  for (int64_t c = 0; c < channels; ++c) fill_plane(band, image + (first + c) * pixels, size, planes + c * pitch);
+    fill_planes_channels_last(band, image + first, size, channels, all_channels, planes, pitch);
+  for (int64_t c = 0; c < channels; ++c, planes += pitch) {
+    if (layout == Layout::channels_first) fill_plane(band, image + (first + c) * pixels, size, planes);
+    std::fill(planes + filled, planes + pitch, accumulate_t<T>(0));
+  }
 }
 
 // Where each tap of each channel reads for the first flat output, [channel][tap]; returns the end.
