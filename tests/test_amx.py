@@ -78,3 +78,21 @@ def test_few_channels_are_spans_of_a_line():
                 input, weight.contiguous(memory_format=layout), None, stride, (1, padding), algorithm="amx"
             )
             assert (actual.double() - expected).abs().max() < 1e-5
+
+
+def test_same_bits_for_every_number_of_threads():
+    """Blocks follow the number of threads, and with them how many copies of deep tensors are made; sums do not."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    for channels, size, kernel in ((1536, 14, 1), (640, 7, 3), (768, 9, (1, 3))):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        input = torch.randn(4, channels, size, size).contiguous(**LAST)
+        weight = torch.randn(48, channels, *kernel)
+        results = []
+        try:
+            for number in (1, 2, 3, 8):
+                torch.set_num_threads(number)
+                results.append(F.conv2d(input, weight, padding=(kernel[0] // 2, kernel[1] // 2), algorithm="amx"))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(result, results[0]) for result in results)

@@ -159,10 +159,11 @@ class AmxTransfer {
       return slabs * lines * columns <= most && most_positions(slabs, lines, columns) * pitch_ <= kCopyBytes;
     };
     for (int64_t copies = 1;; ++copies) {
-      chunk_steps_ = divide_up(weights_.steps(), copies);
+      // Whole chains of additions: how copies are cut follows the number of threads, which no sum may.
+      chunk_steps_ = std::min(weights_.steps(), round_up(divide_up(weights_.steps(), copies), chain_steps()));
       pitch_ = (chunk_steps_ * kParts | 1) * kTileRowBytes;
       blocks_ = BlockCut(phase, t_.geometry.batch, kTileEdge, fits);
-      if (chunk_steps_ == 1 || blocks_.pixels() >= std::min({most, pixels, kEnoughPositions}) / 2) break;
+      if (chunk_steps_ <= chain_steps() || blocks_.pixels() >= std::min({most, pixels, kEnoughPositions}) / 2) break;
     }
     chunks_ = divide_up(weights_.steps(), chunk_steps_);
     // Tasks of several blocks copy on the side; with few blocks, they are fewer for that.
@@ -303,12 +304,15 @@ class AmxTransfer {
     store(now, waiting, s);
   }
 
-  // In float32 a long reduction is cut into chains of additions that start from zero.
-  template <class Aside>
-  static CONVLAB_INLINE void sum_chains(Tiles& tiles, bool both_rows, bool both_columns, TileSum t, float* chain,
-                                        Aside&& aside) {
+  // In float32 a long reduction is cut into chains of additions that start from zero, each of so many steps.
+  int64_t chain_steps() const {
     constexpr int64_t longest = 16;  // products of 32 terms
-    const int64_t steps = t.steps, together = std::max<int64_t>(1, longest / std::max<int64_t>(1, t.taps));
+    return kParts < 3 ? 1 : std::max<int64_t>(1, longest / t_.geometry.taps());
+  }
+  template <class Aside>
+  CONVLAB_INLINE void sum_chains(Tiles& tiles, bool both_rows, bool both_columns, TileSum t, float* chain,
+                                 Aside&& aside) const {
+    const int64_t steps = t.steps, together = chain_steps();
     if (kParts < 3 || (steps <= together && !t.accumulate))
       return sum_tiles<kParts>(tiles, both_rows, both_columns, t, aside);
     float* sums = t.sums;

@@ -80,7 +80,6 @@ class BlockCut {
   int64_t lines() const { return lines_; }
   int64_t columns() const { return columns_; }
   int64_t pixels() const { return slabs_ * lines_ * columns_; }  // of a block
-  int64_t all_pixels() const { return all_slabs_ * all_lines_ * all_columns_; }
   int64_t count() const {
     return divide_up(all_slabs_, slabs_) * divide_up(all_lines_, lines_) * divide_up(all_columns_, columns_);
   }
@@ -135,7 +134,6 @@ class PositionMap {
   }
 
   int64_t count() const { return count_; }  // of written pixels, from the first to the last
-  int64_t pitch() const { return pitch_; }
   int64_t total() const { return region_ * regions(); }
   int64_t regions() const { return z_.taps * y_.classes * x_.classes; }
 
