@@ -32,8 +32,10 @@ std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 // that do not refuse.
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem);
 
-// The same for problems on CUDA (algorithm_choice_cuda.cpp): what its kernels refuse, beside what the idea of an
-// algorithm excludes on every device.
+// The same for problems of one device (algorithm_choice_cpu.cpp, algorithm_choice_cuda.cpp): what its kernels refuse,
+// beside what the idea of an algorithm excludes on every device.
+std::string cpu_refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words);
+double cpu_cost(Algorithm algorithm, const ConvProblem& problem);
 std::string cuda_refusal(Algorithm algorithm, const ConvProblem& problem);
 double cuda_cost(Algorithm algorithm, const ConvProblem& problem);
 

@@ -70,13 +70,14 @@ class AmxTransfer {
     PositionMap map = map_of(now, block);
     point_at_read(map, now.group, s);
     copy(map, now.group, 0, s, 0).finish();
+    const PixelTargets<T> targets(t_.written, t_.written_size, written_channels_, arguments_.layout);
     Tiles tiles;
     for (int turn = 0; block < now.end;) {
       block = next_block(now, block + 1);
       now.positions = map.count();
       now.first = s.sources[0];
       now.taps = list_taps(map, now.phase, s);
-      point_at_written(map, now, s.outputs);
+      targets.point(map, now.phase, now.group * t_.written_channels, s.outputs);
       for (now.chunk = 0; now.chunk < chunks_; ++now.chunk, turn = 1 - turn) {
         PositionCopy<T> later;
         if (now.chunk + 1 < chunks_) {
@@ -328,19 +329,6 @@ class AmxTransfer {
   }
 
   // ---- what is written
-
-  void point_at_written(const PositionMap& map, const Task& now, T** outputs) const {
-    std::fill(outputs, outputs + round_up(map.count(), kSumEdge), nullptr);
-    const int64_t pixel_step = last_ ? written_channels_ : 1, step = now.phase.axis[2].step * pixel_step;
-    const int64_t first = now.group * t_.written_channels * (last_ ? 1 : t_.written_pixels());
-    PixelWalk pixel(now.phase, 0);
-    map.for_each_written_line([&](int64_t position, int64_t image, int64_t z, int64_t y, int64_t x) {
-      pixel.z = z, pixel.y = y, pixel.x = x;
-      T* target = t_.written + image * t_.written_pixels() * written_channels_ + first +
-                  pixel.written_pixel(t_.written_size) * pixel_step;
-      for (int64_t i = 0; i < map.block().columns; ++i) outputs[position + i] = target + i * step;
-    });
-  }
 
   void store(const Task& now, const Waiting& waiting, const Scratch& s) const {
     if (waiting.panel < 0) return;

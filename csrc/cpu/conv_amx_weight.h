@@ -208,38 +208,19 @@ class AmxWeight {
 
   void copy_gradient(const PositionMap& map, const Task& now, const Scratch& s) const {
     const int64_t groups = divide_up(map.count(), kTileDepth);
-    point_at_gradient(map, now, s.sources);
+    PixelTargets<const T>(arguments_.output, geometry_.output, geometry_.out_channels, arguments_.layout)
+        .point(map, phase_, now.group * filters_ + now.columns.begin * kSumEdge, s.sources);
     const int64_t step = last_ ? 1 : geometry_.output_pixels();
     const int64_t count = std::min(now.columns.size() * kSumEdge, filters_ - now.columns.begin * kSumEdge);
     for (int64_t group = 0; group < groups; ++group) {
       const T* const* sources = s.sources + group * kTileDepth;
       for (int64_t k = 0; k < count; k += lanes<float>) {
-        char* target = s.gradient + group * group_bytes() + k / kSumEdge * kParts * kTilesWide * kTileBytes +
-                       k % kSumEdge / kTileEdge * kTileBytes + k % kTileEdge * 4;
         vec<float> row[kTileDepth];
         for (int64_t i = 0; i < kTileDepth; i += lanes<float>) load_square(sources + i, k, step, count - k, row + i);
-        for (int64_t pair = 0; pair < kTileDepth / 2; ++pair) {
-          vec_bits joined[kParts];
-          split_pair(row[2 * pair], row[2 * pair + 1], joined);
-          for (int part = 0; part < kParts; ++part)
-            std::memcpy(target + part * kTilesWide * kTileBytes + pair * kTileRowBytes, &joined[part],
-                        sizeof joined[part]);
-        }
+        char* block = s.gradient + group * group_bytes() + k / kSumEdge * kParts * kTilesWide * kTileBytes;
+        store_columns<kParts>(row, k % kSumEdge, block);
       }
     }
-  }
-
-  void point_at_gradient(const PositionMap& map, const Task& now, const T** sources) const {
-    std::fill(sources, sources + round_up(map.count(), kTileDepth), nullptr);
-    const int64_t pixel = last_ ? geometry_.out_channels : 1, plane = geometry_.output_pixels();
-    const int64_t first = (now.group * filters_ + now.columns.begin * kSumEdge) * (last_ ? 1 : plane);
-    PixelWalk walk(phase_, 0);
-    map.for_each_written_line([&](int64_t position, int64_t image, int64_t z, int64_t y, int64_t x) {
-      walk.z = z, walk.y = y, walk.x = x;
-      const T* source = arguments_.output + image * plane * geometry_.out_channels + first +
-                        walk.written_pixel(geometry_.output) * pixel;
-      for (int64_t i = 0; i < map.block().columns; ++i) sources[position + i] = source + i * pixel;
-    });
   }
 
   // row[i]: a vector of filters, k and on, of the position i.

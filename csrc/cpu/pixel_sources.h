@@ -1,4 +1,5 @@
-// Where what positions read lies (conv_positions.h), for channels_last tensors: a pointer per position.
+// Where the pixels of positions (conv_positions.h) lie: a pointer per position. Those that are read, of channels_last
+// tensors, and those that are written, of both formats.
 #pragma once
 #include "conv_positions.h"
 #include "conv_spans.h"
@@ -50,6 +51,33 @@ class PixelSources {
   const int64_t* size_;
   int64_t channels_;
   const KernelSpans& spans_;
+};
+
+// Of the output, of grad_input or, where backward weight reads it, of grad_output.
+template <class T>
+class PixelTargets {
+ public:
+  PixelTargets(T* tensor, const int64_t* size, int64_t channels, Layout layout)
+      : tensor_(tensor), size_(size), channels_(channels), last_(layout == Layout::channels_last) {}
+
+  // targets[position]: the pixel's channel `first_channel`, or null between lines and up to a whole block of positions.
+  void point(const PositionMap& map, const Phase& phase, int64_t first_channel, T** targets) const {
+    const int64_t plane = size_[0] * size_[1] * size_[2], pixel = last_ ? channels_ : 1;
+    const int64_t step = phase.axis[2].step * pixel, first = first_channel * (last_ ? 1 : plane);
+    std::fill_n(targets, round_up(map.count(), PositionMap::kWhole), nullptr);
+    PixelWalk walk(phase, 0);
+    map.for_each_written_line([&](int64_t position, int64_t image, int64_t z, int64_t y, int64_t x) {
+      walk.z = z, walk.y = y, walk.x = x;
+      T* target = tensor_ + image * plane * channels_ + first + walk.written_pixel(size_) * pixel;
+      for (int64_t i = 0; i < map.block().columns; ++i) targets[position + i] = target + i * step;
+    });
+  }
+
+ private:
+  T* tensor_;
+  const int64_t* size_;
+  int64_t channels_;
+  bool last_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -12,6 +12,18 @@ namespace convlab::cpu::CONVLAB_ISA {
 constexpr int kTilesWide = 2;  // tiles of sums along either side
 constexpr int64_t kSumEdge = kTilesWide * kTileEdge, kSumBlock = kSumEdge * kSumEdge;
 
+// A vector of columns of a step, `first` and on, in the tiles of all parts: pairs of their 32 terms are rows.
+template <int Parts>
+CONVLAB_INLINE void store_columns(const vec<float> (&term)[kTileDepth], int64_t first, char* columns) {
+  columns += first / kTileEdge * kTileBytes + first % kTileEdge * 4;
+  for (int64_t pair = 0; pair < kTileDepth / 2; ++pair, columns += kTileRowBytes) {
+    vec_bits joined[Parts];
+    split_pair(term[2 * pair], term[2 * pair + 1], joined);
+    for (int part = 0; part < Parts; ++part)
+      std::memcpy(columns + part * kTilesWide * kTileBytes, &joined[part], sizeof joined[part]);
+  }
+}
+
 // Rows times columns, summed over steps of 32 channels and, within each, over taps.
 struct TileSum {
   const char* rows;      // of the first tap, part and step

@@ -56,18 +56,11 @@ class TileWeights {
     int64_t read, written;  // channels
   };
 
-  // Rows of a tile are pairs of read channels, of 16 written ones.
   static void pack_tap(const Block& b, const T* source, char* target) {
     for (int64_t column = 0; column < kSumEdge; column += lanes<float>) {
       vec<float> row[kTileDepth];  // [read channel]
       load_columns(b, source + column * b.written_stride, b.written - column, row);
-      for (int64_t pair = 0; pair < kTileDepth / 2; ++pair) {
-        vec_bits joined[kParts];
-        split_pair(row[2 * pair], row[2 * pair + 1], joined);
-        char* to = target + column / kTileEdge * kTileBytes + pair * kTileRowBytes + column % kTileEdge * 4;
-        for (int part = 0; part < kParts; ++part, to += kTilesWide * kTileBytes)
-          std::memcpy(to, &joined[part], sizeof joined[part]);
-      }
+      store_columns<kParts>(row, column, target);
     }
   }
 
