@@ -44,6 +44,8 @@ struct Settings {
   int algorithm = -1;     // an Algorithm to take wherever it does not refuse, or -1
   bool precise = false;   // only algorithms whose error is that of a plain sum
   bool autotune = false;  // measure each new problem (ops/autotune.h) instead of estimating its cost
+
+  bool operator==(const Settings&) const = default;
 };
 Settings& settings();
 

@@ -3,6 +3,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
+#include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -52,6 +53,16 @@ class Arguments {
     }
     const at::Tensor* present = tensor();
     return present == nullptr ? std::nullopt : OptionalTensor(*present);
+  }
+  bool tensor_is_next() const { return next_ != end_ && THPVariable_Check(*next_); }
+  // Of a class that pybind11 knows; null for None.
+  template <class Value>
+  Value* object() {
+    PyObject* object = take();
+    if (object == Py_None) return nullptr;
+    pybind11::detail::make_caster<Value> caster;
+    if (object == nullptr || !caster.load(object, false)) return refuse<Value*>();
+    return static_cast<Value*>(caster);
   }
   bool boolean() {
     PyObject* object = take();
@@ -108,20 +119,25 @@ class Arguments {
     return p;
   }
 
+  // Whether every argument was what it should be, and the tensors are dense ones on the CPU.
+  bool understood() const {
+    return plain_ && next_ == end_ && backend(keys_ - c10::default_excluded_set) == c10::DispatchKey::CPU;
+  }
   // Whether the dispatcher would end up, below autograd, in the kernel for dense CPU tensors, with nothing on the way.
   bool plain() const {
-    if (!plain_ || next_ != end_) return false;
     const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
-    // BackendSelect is always there, for operators without tensor arguments.
-    const c10::DispatchKeySet below_autograd = ((keys_ | local.included_) - local.excluded_) -
-                                               c10::autograd_dispatch_keyset_with_ADInplaceOrView -
-                                               c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
-    return below_autograd.highestPriorityTypeId() == c10::DispatchKey::CPU &&
+    return understood() && backend((keys_ | local.included_) - local.excluded_) == c10::DispatchKey::CPU &&
            !at::impl::torch_function_mode_enabled() &&
            !at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION).has_value();
   }
 
  private:
+  // The first in line below autograd. BackendSelect is always there, for operators without tensor arguments.
+  static c10::DispatchKey backend(c10::DispatchKeySet keys) {
+    return (keys - c10::autograd_dispatch_keyset_with_ADInplaceOrView -
+            c10::DispatchKeySet(c10::DispatchKey::BackendSelect))
+        .highestPriorityTypeId();
+  }
   PyObject* take() { return next_ == end_ ? nullptr : *next_++; }
   template <class Value>
   Value refuse() {

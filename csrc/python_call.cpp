@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kept_weight.h"
 #include "ops/convolution.h"
 #include "ops/pooling.h"
 #include "python_arguments.h"
@@ -45,17 +46,43 @@ int64_t spatial(const at::Tensor* tensor) { return tensor == nullptr || tensor->
 
 PyObject* usual_way() { return Py_NewRef(Py_NotImplemented); }
 
-// dimensions, input, weight, bias, residual, packed, lower, upper, stride, padding, dilation, groups, algorithm
+// kept, input, weight, stride, padding, dilation, groups, algorithm: the packed weight for such an input, or None.
+PyObject* packed_weight(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Arguments take(arguments, count);
+  KeptWeight* kept = take.object<KeptWeight>();
+  const at::Tensor *input = take.tensor(), *weight = take.tensor();
+  const Parameters p = take.parameters(spatial(weight));
+  if (!take.understood() || kept == nullptr) return Py_NewRef(Py_None);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  at::tracer::impl::NoTracerDispatchMode untraced;  // a constant of the trace
+  const OptionalTensor packed =
+      kept->packed_for(*input, *weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
+  return packed.has_value() ? wrapped(*packed) : Py_NewRef(Py_None);
+  END_HANDLE_TH_ERRORS
+}
+
+// dimensions, input, weight, bias, residual, packed (a tensor, a KeptWeight or None), lower, upper, stride, padding,
+// dilation, groups, algorithm
 PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments take(arguments, count);
   const int64_t dimensions = take.integer();
   const at::Tensor *input = take.tensor(), *weight = take.tensor();
-  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor(),
-                       packed = take.optional_tensor();
+  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor();
+  OptionalTensor packed;
+  KeptWeight* kept = nullptr;
+  if (take.tensor_is_next())
+    packed = take.optional_tensor();
+  else
+    kept = take.object<KeptWeight>();
   const Bound lower = take.bound(), upper = take.bound();
   const Parameters p = take.parameters(dimensions);
   if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
+  if (kept != nullptr && !c10::GradMode::is_enabled()) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    packed = kept->packed_for(*input, *weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
+  }
   return result_of([&] {
     return convolution_fused(*input, *weight, bias, residual, packed, lower, upper, p.stride, p.padding, p.dilation,
                              p.groups, p.algorithm);
@@ -214,6 +241,7 @@ PyMethodDef method(const char* name, Call call) {
 
 void add_python_calls(pybind11::module_& module) {
   static PyMethodDef methods[] = {method("convolution", forward),
+                                  method("packed_weight", packed_weight),
                                   method("convolution_backward_input", backward_input),
                                   method("convolution_backward_weight", backward_weight),
                                   method("linear", linear),
@@ -223,6 +251,16 @@ void add_python_calls(pybind11::module_& module) {
                                   method("avg_pool_backward", average_pooling_backward),
                                   method("adaptive_avg_pool", adaptive_average_pooling),
                                   method("adaptive_avg_pool_backward", adaptive_average_pooling_backward)};
+  pybind11::class_<KeptWeight>(module, "KeptWeight", "A layer's packed weight: see csrc/kept_weight.h.")
+      .def(pybind11::init())
+      .def_property_readonly("packed",
+                             [](const KeptWeight& kept) {
+                               if (!kept.packed().has_value()) return pybind11::object(pybind11::none());
+                               return pybind11::reinterpret_steal<pybind11::object>(wrapped(*kept.packed()));
+                             })
+      .def("__reduce__", [](const pybind11::object& self) {  // copies start empty
+        return pybind11::make_tuple(pybind11::type::of(self), pybind11::tuple());
+      });
   for (PyMethodDef& each : methods)
     module.add_object(each.ml_name,
                       pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&each, nullptr, nullptr)));

@@ -306,7 +306,10 @@ def test_refusals(wiring, reason):
     with torch.no_grad():
         expected = model(inputs.clone())
         fused = fuse(model, inputs.clone())
-        assert type(fused.conv) is layers.Conv2d
+        if reason in ("it has hooks", "it is called several times"):
+            assert type(fused.conv) is layers.Conv2d
+        else:  # on its own it still keeps its weight packed
+            assert type(fused.conv) is layers.ConvAddReLU and str(fused.conv.relu) == "none"
         torch.testing.assert_close(fused(inputs.clone()), expected)
     report = epilogues(model)
     if "size" not in reason:  # sizes are known to `fuse` alone, by its example

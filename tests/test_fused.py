@@ -102,7 +102,7 @@ def test_module_computes_what_its_parts_do(block):
     with torch.no_grad():
         for _ in range(2):  # the second call finds the packed weight
             torch.testing.assert_close(fused(input, residual), expected, rtol=0, atol=2e-5)
-        assert fused._packed[1].numel() > 0 or helpers.KERNELS == "cuda"  # which packs nothing
+        assert fused._kept.packed.numel() > 0 or helpers.KERNELS == "cuda"  # which packs nothing
 
 
 def test_module_is_differentiable(block):
@@ -135,18 +135,62 @@ def test_changed_weights_are_seen(block, change):
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-4)
 
 
+def test_packed_weight_is_a_constant_of_a_trace(block):
+    conv, fused = block
+    input = torch.randn(2, 16, 33, 35)
+    with torch.no_grad():
+        traced = torch.jit.trace(fused, input)
+        operators = {node.kind() for node in traced.graph.nodes()}
+        assert "convlab::convolution_fused" in operators and "convlab::convolution_pack" not in operators
+        torch.testing.assert_close(traced(input), conv(input).relu(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(helpers.KERNELS == "cuda", reason="the kernels for CUDA pack nothing")
+def test_packed_weight_is_kept_where_nothing_is_trained(block):
+    _, fused = block
+    input = torch.randn(1, 16, 33, 35)
+    fused(input)  # gradients are wanted
+    assert fused._kept.packed is None
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert fused(input).dtype == torch.bfloat16
+        assert fused._kept.packed is None
+    with torch.no_grad():
+        fused(input)
+        kept = fused._kept.packed
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):  # past the short way
+            fused(input)
+        assert fused._kept.packed is kept
+        for _ in range(2):
+            fused(input)
+            assert fused._kept.packed.data_ptr() == kept.data_ptr()
+
+
+def test_memory_of_the_packed_weight_is_held(block):
+    """It would else be given to another weight, which nothing would tell from the one that was packed."""
+    _, fused = block
+    input, other = torch.randn(1, 16, 33, 35), fused.weight.data.clone()
+    with torch.no_grad():
+        fused(input)
+        memory = fused.weight.untyped_storage()._weak_ref()
+        fused.weight.data = other
+        assert not torch.UntypedStorage._expired(memory)
+        fused(input)
+        assert torch.UntypedStorage._expired(memory)
+    torch.UntypedStorage._free_weak_ref(memory)
+
+
 def test_packed_weight_leaves_with_training_copies_and_pickles(block):
     _, fused = block
     input = torch.randn(1, 16, 33, 35)
     with torch.no_grad():
         expected = fused(input)
-        assert fused._packed is not None
+        assert fused._kept.packed is not None
         for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-            assert other._packed is None
+            assert other._kept.packed is None
             assert torch.equal(other(input), expected)
     assert list(fused.state_dict()) == ["weight", "bias"]
     fused.train()
-    assert fused._packed is None
+    assert fused._kept.packed is None
 
 
 @pytest.mark.skipif(helpers.KERNELS == "cuda", reason="the kernels for CUDA pack nothing")
@@ -159,7 +203,7 @@ def test_packed_weight_follows_the_settings():
             expected = pack_weight(input, fused.weight, algorithm=algorithm, **options)
             with backends.flags(precision=precision):
                 fused(input)
-            packed = fused._packed[1]  # its header, of 64 bytes, says what it was packed for
+            packed = fused._kept.packed  # its header, of 64 bytes, says what it was packed for
             assert packed.numel() == expected.numel() > 64 and torch.equal(packed[:64], expected[:64])
 
 

@@ -119,11 +119,14 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
             continue
         chain = _follow(node, model, taken)
         single = calls[node.target] == 1 and shared[id(module)] == 1
-        chain.reason = chain.reason or _refusal(module, node, model, single) or _hazard(chain, model, graph, place)
+        refusal = _refusal(module, node, model, single)
+        chain.reason = chain.reason or refusal or _hazard(chain, model, graph, place)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.clamp.name == "clamp":
             chain.reason = chain.reason or "gradients pass at the bounds of torch.clamp"
         if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
             chains.append(chain)
+        if chain.reason and not refusal and type(module) in _CONVOLUTIONS:
+            chains.append(Chain([node]))  # on its own it keeps its weight packed
         if not chain.reason:
             taken.update(chain.nodes)
     return chains[::-1]
@@ -216,8 +219,28 @@ def apply(model: nn.Module, graph: fx.Graph, chains: list[Chain], kind=fx.GraphM
             fused.graph.erase_node(old)
     fused.graph.lint()
     fused.delete_all_unused_submodules()
+    _reach_layers_directly(fused.graph)
     fused.recompile()
     return _with_mode_of(model, fused)
+
+
+def _reach_layers_directly(graph: fx.Graph) -> None:
+    """Has the code of the graph read ``_modules``, not attributes: `nn.Module.__getattr__` takes long, per level."""
+    layers = {}
+    for node in graph.find_nodes(op="call_module"):
+        path, direct = "self", "self"
+        for name in node.target.split("."):
+            path = f"{path}.{name}" if name.isidentifier() else f'getattr({path}, "{name}")'
+            direct = f'{direct}._modules["{name}"]'
+        layers[f" = {path}("] = f" = {direct}("
+
+    def transform(line: str) -> str:
+        for path, direct in layers.items():
+            if path in line:
+                return line.replace(path, direct)
+        return line
+
+    graph.on_generate_code(lambda previous: lambda lines: [transform(line) for line in lines])
 
 
 def _with_mode_of(model: nn.Module, made: fx.GraphModule) -> fx.GraphModule:

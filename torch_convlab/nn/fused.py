@@ -35,42 +35,35 @@ class ConvAddReLU(nn.Module):
         self.algorithm = getattr(conv, "algorithm", "auto")
         self.relu = as_clamp(relu)
         self.training = conv.training
-        self._packed: tuple | None = None
+        self._kept = _C.KeptWeight()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        packed = None
-        if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            packed = self._packed_weight(input)
         # Past Module.__getattr__, which costs more than anything else here.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
+        packed = None
+        if not torch.compiler.is_compiling():
+            kept = None if self.training else self._kept
+            output = _C.convolution(
+                weight.dim() - 2, input, weight, bias, residual, kept, *self.relu.bounds,
+                self.stride, self.padding, self.dilation, self.groups, self.algorithm,
+            )  # fmt: skip
+            if output is not NotImplemented:
+                return output
+            if not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+                packed = _C.packed_weight(
+                    kept, input, weight, self.stride, self.padding, self.dilation, self.groups, self.algorithm
+                )
         return functional.conv_fused(
             input, weight, bias, residual, self.relu, self.stride, self.padding, self.dilation, self.groups,
             algorithm=self.algorithm, packed=packed,
         )  # fmt: skip
 
-    def _packed_weight(self, input: Tensor) -> Tensor | None:
-        """The weight as the kernel for such an input reads it; None where it is not known to stay as it is."""
-        weight = self._parameters["weight"]
-        if weight.is_inference():
-            return None
-        key = (
-            weight._version, weight.data_ptr(), weight.dtype, input.dtype, input.shape, input.stride(), _C.settings(),
-        )  # fmt: skip
-        if self._packed is None or self._packed[0] != key:
-            if weight.device.type != "cpu" or input.dtype != weight.dtype or isinstance(self.padding, str):
-                return None
-            packed = functional.pack_weight(
-                input, weight, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
-            )
-            self._packed = key, packed
-        return None if torch.is_autocast_enabled("cpu") else self._packed[1]
-
     def train(self, mode: bool = True):
-        self._packed = None
+        self._kept = _C.KeptWeight()
         return super().train(mode)
 
     def __getstate__(self):
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_kept": _C.KeptWeight()}
 
     def extra_repr(self) -> str:
         parts = [f"{self.weight.shape[1] * self.groups}, {self.weight.shape[0]}"]

@@ -1,0 +1,53 @@
+// The weight of a layer in the order in which a kernel reads it, kept from call to call.
+#pragma once
+#include <ATen/core/DimVector.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "algorithm_choice.h"
+#include "ops/convolution.h"
+
+namespace convlab {
+
+class KeptWeight {
+ public:
+  // For such an input, as convolution_pack returns it; packed anew if the weight's version or memory, the input's size
+  // or the settings have changed. None for weights that others may change unseen (autograd does not count what is done
+  // to tensors of inference mode) and where nothing is packed. Not for several threads at once: under the interpreter's
+  // lock.
+  std::optional<at::Tensor> packed_for(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
+                                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                       std::string_view algorithm) {
+    if (weight.is_inference() || !weight.is_cpu() || !input.is_cpu() || weight.dtype() != input.dtype())
+      return std::nullopt;
+    Key key{weight.storage(), weight.const_data_ptr(), weight._version(), weight.scalar_type(), settings()};
+    if (!packed_.has_value() || key_ != key || sizes_ != input.sizes() || strides_ != input.strides()) {
+      packed_ = convolution_pack(input, weight, stride, padding, dilation, groups, algorithm);
+      key_ = std::move(key);
+      sizes_.assign(input.sizes().begin(), input.sizes().end());
+      strides_.assign(input.strides().begin(), input.strides().end());
+    }
+    return packed_;
+  }
+  const std::optional<at::Tensor>& packed() const { return packed_; }
+
+ private:
+  struct Key {
+    c10::Storage memory;  // held, so that no other weight is found at its address
+    const void* data = nullptr;
+    int64_t version = 0;
+    at::ScalarType dtype = at::kFloat;
+    Settings settings;
+
+    bool operator!=(const Key& other) const {
+      return data != other.data || version != other.version || dtype != other.dtype || settings != other.settings;
+    }
+  };
+
+  Key key_;
+  at::DimVector sizes_, strides_;  // of the input
+  std::optional<at::Tensor> packed_;
+};
+
+}  // namespace convlab
