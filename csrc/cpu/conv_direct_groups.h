@@ -11,6 +11,7 @@
 #include "conv_lines.h"
 #include "conv_panels.h"
 #include "conv_strips.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -30,6 +31,7 @@ struct StripSum {
   const A* start;
   A* out;
   int64_t out_pitch;
+  bool past_caches;  // `out`, which is aligned then, is written past the caches
 };
 
 template <class A>
@@ -62,6 +64,12 @@ struct GroupStrip {
         }
       }
     }
+    if constexpr (std::is_same_v<A, float>)
+      if (t.past_caches) {
+        CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+            store_streaming(t.out + p * t.out_pitch + v * lanes<A>, sum[p][v]);
+        return;
+      }
     CONVLAB_UNROLL for (int p = 0; p < Pixels; ++p) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
         store(t.out + p * t.out_pitch + v * lanes<A>, sum[p][v]);
   }
@@ -140,6 +148,8 @@ class DirectGroups {
              others * divide_up(rows, strip) < enough_tasks(arguments.threads);
     });
     strips_ = divide_up(rows, strip_);
+    past_caches_ = last_ && streams(t_.written, g.batch * t_.written_pixels() * t_.written_channels * g.groups,
+                                    t_.written_channels);
   }
 
   ConvPlan plan() const {
@@ -185,19 +195,21 @@ class DirectGroups {
           const auto& tile = panel + 1 < weights_.count() ? full : last;
           const Target target = target_of(pixel, group, panel);
           t_.load_bias(group, panel * kPanel<A>, kPanel<A>, s.bias);
-          const auto sum = [&](int64_t x, A* out, int64_t out_pitch) {
+          const auto sum = [&](int64_t x, A* out, int64_t out_pitch, bool past_caches) {
             tile.kernel({line + x * step * pitch_, s.taps, taps, reads_, weights_.at(group, panel), step, s.bias, out,
-                         out_pitch});
+                         out_pitch, past_caches});
           };
           int64_t x = 0;  // whole tiles go where they belong at once, if nothing else is to be done
           if constexpr (std::is_same_v<T, A>)
             if (last_ && !t_.epilogue.needed() && target.channels % lanes<A> == 0)
-              for (; x + tile.pixels <= columns; x += tile.pixels) sum(x, target.first + x * target.step, target.step);
+              for (; x + tile.pixels <= columns; x += tile.pixels)
+                sum(x, target.first + x * target.step, target.step, past_caches_);
           const int64_t direct = x;
-          for (; x < columns; x += tile.pixels) sum(x, s.sums + (x - direct) * kPanel<A>, kPanel<A>);
+          for (; x < columns; x += tile.pixels) sum(x, s.sums + (x - direct) * kPanel<A>, kPanel<A>, false);
           store_line(target, direct, columns, s.sums);
         }
     }
+    if (past_caches_) store_fence();
   }
 
  private:
@@ -269,7 +281,7 @@ class DirectGroups {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool last_;
+  bool last_, past_caches_;
   int64_t reads_, together_, blocks_;  // channels of a group, groups of a block
   int64_t pitch_;                      // of the strip
   int64_t segment_, segments_, strip_, strips_, planes_;

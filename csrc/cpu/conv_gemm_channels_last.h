@@ -11,6 +11,7 @@
 #pragma once
 #include "conv_gather.h"
 #include "conv_panels.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -39,6 +40,10 @@ class GemmChannelsLast {
     pointwise_ = g.taps() == 1 && g.padding[2] == 0 && line.read_step == 1 && line.step == 1 && t_.read_size[1] == 1 &&
                  t_.read_size[0] == 1 && g.padding[1] == 0 && g.padding[0] == 0;
     streams_ = pointwise_ && g.groups == 1 && t_.read_channels >= kStreamed;
+    // Sums of one chain are final when they are stored.
+    past_caches_ =
+        !kConverts && !t_.epilogue.needed() && weights_.depth() <= kDepth &&
+        streams(t_.written, g.batch * t_.written_pixels() * t_.written_channels * g.groups, t_.written_channels);
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
     block_rows_ = divide_up(rows, row_blocks_);
@@ -84,6 +89,7 @@ class GemmChannelsLast {
     const int64_t last_panel = std::min(weights_.count(), (column_block + 1) * block_panels_);
     for (int64_t panel = column_block * block_panels_; panel < last_panel; ++panel)
       multiply_panel(phase, group, panel, rows, s);
+    if (past_caches_) store_fence();
   }
 
  private:
@@ -346,6 +352,7 @@ class GemmChannelsLast {
         product.row_offset = begin;
         product.panel_offset = begin * width;
         product.accumulate = !first_chain;
+        product.past_caches = past_caches_ && in_place;
         product.column_start = first_chain && t_.bias ? s.bias : nullptr;
         int64_t tile = 0;
         for_each_tile(rows, [&](int64_t first, int64_t height) {
@@ -381,7 +388,7 @@ class GemmChannelsLast {
 
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
-  bool copies_patches_, lines_, merged_, pointwise_, streams_;
+  bool copies_patches_, lines_, merged_, pointwise_, streams_, past_caches_;
   WeightPanels<T> weights_;
   int64_t tap_depth_;  // rows of a tap in a panel
   int64_t row_blocks_, block_rows_, column_blocks_, block_panels_, patch_stride_;

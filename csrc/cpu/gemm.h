@@ -37,6 +37,7 @@ struct TileProduct {
   A* const* outputs = nullptr;        // [rows of the tile]; sums of this call, or so far
   int64_t output_offset = 0;
   bool accumulate = false;                // add to the outputs instead of overwriting them
+  bool past_caches = false;               // the outputs, which are aligned then, are written past the caches
   const A* column_start = nullptr;        // added once per column, or null
   const A* row_start = nullptr;           // added once per row, or null
   const void* ahead = nullptr;            // memory that is wanted soon: a cache line of it is fetched per step of depth
@@ -64,7 +65,8 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = vec<A>{};
   // What comes last must come from memory, too, if there is time for it.
   if (t.segments * t.depth >= kWorthPrefetching) {
-    if (t.accumulate || !t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.outputs, t.output_offset);
+    if (t.accumulate || (!t.epilogue && !t.past_caches))
+      prefetch_rows<Rows, Vectors * lanes<A>>(t.outputs, t.output_offset);
     if (t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
   }
   const S* const* rows = t.rows;
@@ -112,6 +114,12 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   if (t.row_start)
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] +=
         broadcast(t.row_start[r]);
+  if constexpr (std::is_same_v<A, float>)
+    if (t.past_caches) {
+      CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+          store_streaming(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);
+      return;
+    }
   if (!t.epilogue) {
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
         store(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);

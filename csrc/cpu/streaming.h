@@ -4,12 +4,12 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// Whether an output is written past the caches: if it is larger than what a cache keeps until it is read again (half of
-// a common last level; smaller ones are better kept), and vectors of runs of `run` elements are aligned.
+// Whether an output is written past the caches: if no cache keeps it until it is read again (from half of a common last
+// level on; smaller ones are better kept), and vectors of runs of `run` elements are aligned.
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 template <class T>
 bool streams(const T* output, int64_t elements, int64_t run) {
-  return std::is_same_v<T, float> && elements * static_cast<int64_t>(sizeof(T)) > kStreamedBytes &&
+  return std::is_same_v<T, float> && elements * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes &&
          run % lanes<float> == 0 && reinterpret_cast<uintptr_t>(output) % CONVLAB_VECTOR_BYTES == 0;
 }
 
