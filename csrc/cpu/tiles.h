@@ -79,12 +79,16 @@ class Tiles {
     std::memcpy(rows, tile_[Rows], kTileBytes);
     std::memcpy(columns, tile_[Columns], kTileBytes);
     std::memcpy(sums, tile_[Sum], kTileBytes);
-    for (int64_t m = 0; m < kTileEdge; ++m)
+    // As the instruction does, which adds up the first and the second of all pairs from zero, and both to the sum.
+    for (int64_t m = 0; m < kTileEdge; ++m) {
+      float part[2][kTileEdge] = {};
       for (int64_t pair = 0; pair < kTileDepth / 2; ++pair)
         for (int64_t k = 0; k < 2; ++k) {
           const float element = to_accumulate(rows[m][2 * pair + k]);
-          for (int64_t n = 0; n < kTileEdge; ++n) sums[m][n] += element * to_accumulate(columns[pair][n][k]);
+          for (int64_t n = 0; n < kTileEdge; ++n) part[k][n] += element * to_accumulate(columns[pair][n][k]);
         }
+      for (int64_t n = 0; n < kTileEdge; ++n) sums[m][n] += part[0][n] + part[1][n];
+    }
     std::memcpy(tile_[Sum], sums, kTileBytes);
   }
 
