@@ -72,24 +72,30 @@ class Tiles {
     for (int64_t row = 0; row < kTileEdge; ++row)
       std::memcpy(reinterpret_cast<char*>(first) + row * pitch, tile_[Tile] + row * kTileRowBytes, kTileRowBytes);
   }
+  // As the instruction does, which adds up the first and the second of all pairs from zero, and both to the sum.
   template <int Sum, int Rows, int Columns>
   void multiply_add() {
-    bfloat16 rows[kTileEdge][kTileDepth], columns[kTileDepth / 2][kTileEdge][2];
-    float sums[kTileEdge][kTileEdge];
-    std::memcpy(rows, tile_[Rows], kTileBytes);
-    std::memcpy(columns, tile_[Columns], kTileBytes);
-    std::memcpy(sums, tile_[Sum], kTileBytes);
-    // As the instruction does, which adds up the first and the second of all pairs from zero, and both to the sum.
-    for (int64_t m = 0; m < kTileEdge; ++m) {
-      float part[2][kTileEdge] = {};
-      for (int64_t pair = 0; pair < kTileDepth / 2; ++pair)
-        for (int64_t k = 0; k < 2; ++k) {
-          const float element = to_accumulate(rows[m][2 * pair + k]);
-          for (int64_t n = 0; n < kTileEdge; ++n) part[k][n] += element * to_accumulate(columns[pair][n][k]);
+    constexpr int64_t width = lanes<float>, vectors = kTileEdge / width, pairs = kTileDepth / 2;
+    vec<float> columns[pairs][2][vectors];
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      for (int64_t v = 0; v < vectors; ++v) {
+        vec_bits both;
+        std::memcpy(&both, tile_[Columns] + pair * kTileRowBytes + v * CONVLAB_VECTOR_BYTES, sizeof both);
+        columns[pair][0][v] = (vec<float>)(both << 16);
+        columns[pair][1][v] = (vec<float>)(both & 0xffff0000u);
+      }
+    for (int64_t row = 0; row < kTileEdge; ++row) {
+      bfloat16 elements[kTileDepth];
+      std::memcpy(elements, tile_[Rows] + row * kTileRowBytes, kTileRowBytes);
+      vec<float> part[2][vectors] = {};
+      for (int64_t pair = 0; pair < pairs; ++pair) CONVLAB_UNROLL for (int k = 0; k < 2; ++k) {
+          const vec<float> element = broadcast(to_accumulate(elements[2 * pair + k]));
+          CONVLAB_UNROLL for (int v = 0; v < vectors; ++v) part[k][v] += element * columns[pair][k][v];
         }
-      for (int64_t n = 0; n < kTileEdge; ++n) sums[m][n] += part[0][n] + part[1][n];
+      float* sums = reinterpret_cast<float*>(tile_[Sum] + row * kTileRowBytes);
+      CONVLAB_UNROLL for (int v = 0; v < vectors; ++v)
+          CONVLAB_ISA::store(sums + v * width, CONVLAB_ISA::load(sums + v * width) + (part[0][v] + part[1][v]));
     }
-    std::memcpy(tile_[Sum], sums, kTileBytes);
   }
 
  private:

@@ -210,13 +210,12 @@ template <class V>
 CONVLAB_INLINE V maximum(V a, V b) {
   return a != a ? a : (b > a ? b : (b != b ? b : a));
 }
-// `Bounds` on every lane.
 // One bit per lane of a mask, and back.
 template <class A>
 using lane_bits = std::conditional_t<(lanes<A> > 8), uint16_t, uint8_t>;
 template <class A>
 CONVLAB_INLINE lane_bits<A> bits_of(vec_mask<A> mask) {
-  constexpr bool is_float = sizeof(A) == 4;
+  [[maybe_unused]] constexpr bool is_float = sizeof(A) == 4;
 #if defined(CONVLAB_AVX512)
   if constexpr (is_float) return static_cast<lane_bits<A>>(_mm512_movepi32_mask((__m512i)mask));
   if constexpr (!is_float) return static_cast<lane_bits<A>>(_mm512_movepi64_mask((__m512i)mask));
@@ -236,6 +235,7 @@ CONVLAB_INLINE vec_mask<A> mask_of(lane_bits<A> bits) {
   return ((vec_mask<A>{} + bits) & bit) != 0;
 }
 
+// `Bounds` on every lane.
 template <class A>
 struct VectorBounds {
   vec<A> lower, upper;
