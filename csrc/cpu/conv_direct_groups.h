@@ -11,7 +11,6 @@
 #include "conv_lines.h"
 #include "conv_panels.h"
 #include "conv_strips.h"
-#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -148,8 +147,7 @@ class DirectGroups {
              others * divide_up(rows, strip) < enough_tasks(arguments.threads);
     });
     strips_ = divide_up(rows, strip_);
-    past_caches_ = last_ && streams(t_.written, g.batch * t_.written_pixels() * t_.written_channels * g.groups,
-                                    t_.written_channels);
+    past_caches_ = last_ && t_.past_caches();
   }
 
   ConvPlan plan() const {

@@ -11,7 +11,6 @@
 #pragma once
 #include "conv_gather.h"
 #include "conv_panels.h"
-#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -41,11 +40,9 @@ class GemmChannelsLast {
                  t_.read_size[0] == 1 && g.padding[1] == 0 && g.padding[0] == 0;
     streams_ = pointwise_ && g.groups == 1 && t_.read_channels >= kStreamed;
     // Sums of one chain are final when they are stored.
-    past_caches_ =
-        !kConverts && !t_.epilogue.needed() && weights_.depth() <= kDepth &&
-        streams(t_.written, g.batch * t_.written_pixels() * t_.written_channels * g.groups, t_.written_channels);
+    past_caches_ = !kConverts && !t_.epilogue.needed() && weights_.depth() <= kDepth && t_.past_caches();
     const int64_t rows = t_.rows();
-    row_blocks_ = std::max<int64_t>(1, divide_up(rows, kBlockRows));
+    row_blocks_ = std::max<int64_t>(1, divide_up(rows, rows_of_block()));
     block_rows_ = divide_up(rows, row_blocks_);
     const int64_t blocks = t_.phase_count * g.groups * row_blocks_;
     column_blocks_ = std::min(weights_.count(), divide_up(enough_tasks(arguments.threads), blocks));
@@ -95,10 +92,17 @@ class GemmChannelsLast {
  private:
   static constexpr bool kConverts = !std::is_same_v<S, T>;    // operands are not read from the tensor itself
   static constexpr bool kStagesSums = !std::is_same_v<A, T>;  // sums so far cannot be kept in the tensor
-  static constexpr int64_t kBlockRows = 60;     // pixels of a task: a panel is used 10 times once it is in L2
   static constexpr int64_t kStreamed = 64;      // channels from which the hardware loses track of a tile's rows
   static constexpr int64_t kShortSegment = 16;  // channels below which patches are copied
-  static constexpr int64_t kMaxTiles = divide_up(kBlockRows, kTileRows);
+
+  // Pixels of a task: a panel is used 10 times once it is in L2. Of shallow rows more are in L1 together, beside which
+  // it takes long to begin a task; but not if few tasks were left.
+  int64_t rows_of_block() const {
+    constexpr int64_t least = 60, most = 240, bytes = 16384, many_tasks = 32;
+    const int64_t fit = bytes / (weights_.depth() * static_cast<int64_t>(sizeof(S))) / kTileRows * kTileRows;
+    const int64_t all = t_.rows() * t_.phase_count * t_.geometry.groups;
+    return std::clamp(std::min(fit, all / many_tasks), least, most);
+  }
 
   // What the kernel's lines read for a line of pixels, from the input's first column on; for those outside, zeros that
   // are not counted along.
@@ -123,7 +127,7 @@ class GemmChannelsLast {
   };
 
   Scratch carve(Carver& carver) const {
-    const int64_t taps = t_.geometry.taps();
+    const int64_t taps = t_.geometry.taps(), tiles = divide_up(block_rows_, kTileRows);
     return {carver.take<const S*>(block_rows_ * taps),
             carver.take<const S*>(taps),
             carver.take<T*>(block_rows_),
@@ -133,8 +137,8 @@ class GemmChannelsLast {
             carver.take<A>(kPanel<A>),
             carver.take<S>(copies_patches_ ? block_rows_ * patch_stride_ : 0),
             carver.take<Line>(taps),
-            carver.take<int64_t>(kMaxTiles),
-            carver.take<int64_t>(kMaxTiles * taps),
+            carver.take<int64_t>(tiles),
+            carver.take<int64_t>(tiles * taps),
             carver.take<const S*>(taps)};
   }
 

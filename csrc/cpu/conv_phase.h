@@ -8,6 +8,7 @@
 #pragma once
 #include "conv_kernels.h"
 #include "epilogue.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -131,6 +132,10 @@ struct Transfer {
 
   int64_t read_pixels() const { return read_size[0] * read_size[1] * read_size[2]; }
   int64_t written_pixels() const { return written_size[0] * written_size[1] * written_size[2]; }
+  // Whether the channels of whole pixels, channels last, are written past the caches.
+  bool past_caches() const {
+    return streams(written, geometry.batch * written_pixels() * written_channels * geometry.groups, written_channels);
+  }
   Phase phase(int64_t index) const { return phase_at(geometry, pass, index); }
   // No phase has more pixels than the first.
   int64_t rows() const { return geometry.batch * phase(0).pixels(); }

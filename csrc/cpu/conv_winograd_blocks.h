@@ -101,6 +101,8 @@ class WinogradBlocks {
   static constexpr int64_t kStripTiles = 128;
   // Whose filters are brought into order at a time.
   static constexpr int64_t kPackedChannels = 16;
+  // At least, so that threads even out.
+  static constexpr int64_t kBlocksPerThread = 3;
   // Written by a thread that transforms all tiles for itself, at least: many times what the transform takes.
   static constexpr int64_t kFewestColumns = 32;
 
@@ -137,9 +139,11 @@ class WinogradBlocks {
     panels_ = count_panels(panel_columns_);
     few_tiles_ = !shallow_ && few && groups * panels_ >= threads;
     panel_ranges_ = apart_ ? together : panels_;
-    const int64_t share = divide_up(all_tiles_ * t_.geometry.groups, enough_tasks(arguments.threads));
+    // Threads have like numbers of like blocks, few rather than small ones: every block reads all weights.
     const int64_t most = shallow_ ? Shallow<A>::kBlockTiles : Kernel::kBlockTiles * kTilesOf36Rows<Cut>;
-    block_tiles_ = few_tiles_ ? all_tiles_ : std::clamp<int64_t>(round_up(share, kTileRows), kTileRows, most);
+    const int64_t wanted = threads == 1 ? 1 : divide_up(kBlocksPerThread * threads, groups);
+    const int64_t blocks = round_up(std::max(wanted, divide_up(all_tiles_, most)), together);
+    block_tiles_ = few_tiles_ ? all_tiles_ : std::max<int64_t>(divide_up(all_tiles_, blocks), kTileRows);
     blocks_ = divide_up(all_tiles_, block_tiles_);
     chunk_ = std::min(depth_, few ? kFewTilesChunk : kDepth);  // whatever the number of threads
   }
@@ -180,6 +184,11 @@ class WinogradBlocks {
       for (int64_t r = 0; r < height; ++r) {
         s.rows[r] = input + (row + r) * row_stride_;
         s.outputs[r] = output + (row + r) * kPanel<A>;
+      }
+      // Rows are too short for the processor to foresee the next ones.
+      if (2 * depth > row_stride_) {
+        product.ahead = s.rows[height - 1] + row_stride_;
+        product.ahead_step = kTileRows * row_stride_ * static_cast<int64_t>(sizeof(A)) / depth;
       }
       tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
     }
