@@ -68,6 +68,6 @@ $(BIN)/python:
 $(READY): $(SOURCES) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel ninja
-	@echo "building torch_convlab: 3 to 8 minutes the first time, on 2 cores"
+	@echo "building torch_convlab: 3 to 11 minutes the first time, on 2 cores"
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[lab,dev]'
 	@touch $@
