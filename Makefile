@@ -34,7 +34,7 @@ lint: $(READY) ## check style: ruff for Python, clang-format for C++
 bench: $(READY) ## time the kernels against torch's, all of it in 25 minutes (BENCH="conv --suite vgg16": a part)
 	$(BIN)/python bench/run.py $(BENCH)
 
-sanitize: $(READY) ## run the C++-heavy tests under AddressSanitizer and UBSan, in a copy under build/ (15 minutes)
+sanitize: $(READY) ## run the C++-heavy tests under AddressSanitizer and UBSan, in a copy under build/ (15 minutes; over 40 on a slow machine)
 	rm -rf build/sanitized && mkdir -p build/sanitized
 	cp -r csrc torch_convlab tests setup.py pyproject.toml README.md LICENSE build/sanitized
 	rm -f build/sanitized/torch_convlab/*.so

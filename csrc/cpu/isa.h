@@ -61,7 +61,7 @@
 #else
 #define CONVLAB_ISA baseline
 #define CONVLAB_VECTOR_BYTES 16
-// x86 CPUs without AVX2 are rare: what they run is compiled in a third of the time.
+// x86 CPUs without AVX2 are rare: what they run need not take as long to compile as the rest.
 #if defined(__x86_64__) && !defined(__clang__)
 #pragma GCC optimize("O1")
 #endif
