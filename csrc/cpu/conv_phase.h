@@ -101,6 +101,14 @@ inline ConvGeometry without_needless_axes(ConvGeometry g) {
   return g;
 }
 
+// Where an axis has one output, no stride leads to another. With one as long as the kernel, each pixel of the input's
+// gradient is a phase of its own, which reads one tap, in place of zeros for the others.
+inline ConvGeometry with_patches_apart(ConvGeometry g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.output[axis] == 1) g.stride[axis] = std::max(g.stride[axis], g.dilation[axis] * (g.kernel[axis] - 1) + 1);
+  return g;
+}
+
 // The pass in terms of the tensor it reads and the one it writes.
 template <class T>
 struct Transfer {
@@ -134,7 +142,9 @@ struct Transfer {
   int64_t written_pixels() const { return written_size[0] * written_size[1] * written_size[2]; }
   // Whether the channels of whole pixels, channels last, are written past the caches.
   bool past_caches() const {
-    return streams(written, geometry.batch * written_pixels() * written_channels * geometry.groups, written_channels);
+    const bool forward = pass == Pass::forward;
+    const int64_t input = geometry.input_elements(), output = geometry.output_elements();
+    return streams(written, forward ? output : input, written_channels, forward ? input : output);
   }
   Phase phase(int64_t index) const { return phase_at(geometry, pass, index); }
   // No phase has more pixels than the first.

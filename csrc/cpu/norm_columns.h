@@ -247,7 +247,7 @@ struct NormColumns {
   }
 
   static void forward_blocks(const Arguments& a, int64_t begin, int64_t end) {
-    with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
+    with_streams<T>(streams(a.output, a.elements(), a.channels(), a.elements()), [&](auto stream) {
       with_steps(a, [&](auto steps) {
         for (int64_t task = end - 1; task >= begin; --task) normalize<steps.value, stream.value>(a, task);
       });
@@ -357,7 +357,7 @@ struct NormColumns {
   }
 
   static void backward_blocks(const Arguments& a, int64_t begin, int64_t end) {
-    with_streams<T>(streams(a.output, a.elements(), a.channels()), [&](auto stream) {
+    with_streams<T>(streams(a.output, a.elements(), a.channels(), 2 * a.elements()), [&](auto stream) {
       if (a.clamp.cuts() && a.grad_residual && !a.stopped)
         return write_gradient<Mask::none, stream.value>(a, a.grad_residual, begin, end);
       with_any_mask(a, [&](auto mask) { write_gradient<mask.value, stream.value>(a, a.grad_output, begin, end); });

@@ -137,7 +137,8 @@ struct NormDouble {
   }
 
   static bool streamed(const Arguments& a, int64_t run) {
-    return streams(a.output, a.elements(), run) && streams(a.grad_grad_output, a.elements(), run);
+    const int64_t elements = a.elements(), read = 4 * elements;  // with the other output
+    return streams(a.output, elements, run, read) && streams(a.grad_grad_output, elements, run, read);
   }
 
   // ---- channels_first: one channel after another.

@@ -68,7 +68,7 @@ struct NormRuns {
 
   static void forward_groups(const Arguments& a, int64_t begin, int64_t end) {
     const bool fetches = a.output && fetches_next(a, a.residual ? 2 : 1);
-    with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
+    with_streams<T>(streams(a.output, a.elements(), a.pixels, a.elements()), [&](auto stream) {
       with_steps(a, [&](auto steps) {
         for (int64_t group = begin; group < end; ++group)
           if (fetches && group + 1 < end)
@@ -113,7 +113,7 @@ struct NormRuns {
 
   static void backward_groups(const Arguments& a, int64_t begin, int64_t end) {
     const bool fetches = fetches_next(a, a.clamp.cuts() && a.residual && !a.stopped ? 3 : 2);
-    with_streams<T>(streams(a.output, a.elements(), a.pixels), [&](auto stream) {
+    with_streams<T>(streams(a.output, a.elements(), a.pixels, 2 * a.elements()), [&](auto stream) {
       with_any_mask(a, [&](auto mask) {
         for (int64_t group = begin; group < end; ++group)
           if (fetches && group + 1 < end)

@@ -29,8 +29,7 @@ struct Disjoint {
   }
 
   static void run(const PoolArguments<T>& a, void*, int64_t begin, int64_t end) {
-    const PoolGeometry& g = a.geometry;
-    with_streams<T>(streams(a.input, g.batch * g.input_pixels() * g.channels, g.channels), [&](auto stream) {
+    with_streams<T>(streams_grad_input(a), [&](auto stream) {
       if (a.narrow())
         run_rows<true, stream.value>(a, begin, end);
       else

@@ -58,13 +58,11 @@ struct MaxBackwardLast {
   }
 
   static void run(const PoolArguments<T>& a, void* memory, int64_t begin, int64_t end) {
-    const PoolGeometry& g = a.geometry;
-    const bool past_caches = streams(a.input, g.batch * g.input_pixels() * g.channels, g.channels);
-    with_streams<T>(past_caches, [&](auto stream) {
+    with_streams<T>(streams_grad_input(a), [&](auto stream) {
       if (a.narrow())
-        run_pixels<true, stream.value>(a, Scratch(g, memory), begin, end);
+        run_pixels<true, stream.value>(a, Scratch(a.geometry, memory), begin, end);
       else
-        run_pixels<false, stream.value>(a, Scratch(g, memory), begin, end);
+        run_pixels<false, stream.value>(a, Scratch(a.geometry, memory), begin, end);
     });
   }
 

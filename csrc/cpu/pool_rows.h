@@ -41,6 +41,14 @@ class Carve {
   int64_t used_ = 0;
 };
 
+// Whether the gradient of the input, channels last, is written past the caches.
+template <class T>
+bool streams_grad_input(const PoolArguments<T>& a) {
+  const PoolGeometry& g = a.geometry;
+  return streams(a.input, g.batch * g.input_pixels() * g.channels, g.channels,
+                 g.batch * g.output_pixels() * g.channels);
+}
+
 // Walks the cells of an outer x depth x height x width grid in order.
 struct Cursor {
   const int64_t* size;

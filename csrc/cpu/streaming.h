@@ -4,13 +4,15 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// Whether an output is written past the caches: if no cache keeps it until it is read again (from half of a common last
-// level on; smaller ones are better kept), and vectors of runs of `run` elements are aligned.
-constexpr int64_t kStreamedBytes = int64_t{16} << 20;
+// Whether an output is written past the caches: if it would not stay there, as it and what the call reads fill a common
+// last level, unless it is the small part of them, and if vectors of its runs of `run` elements are aligned.
+constexpr int64_t kCachedBytes = int64_t{24} << 20, kLeastStreamedBytes = int64_t{8} << 20;
 template <class T>
-bool streams(const T* output, int64_t elements, int64_t run) {
-  return std::is_same_v<T, float> && elements * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes &&
-         run % lanes<float> == 0 && reinterpret_cast<uintptr_t>(output) % CONVLAB_VECTOR_BYTES == 0;
+bool streams(const T* output, int64_t elements, int64_t run, int64_t read_elements) {
+  constexpr int64_t size = sizeof(T);
+  return std::is_same_v<T, float> && elements * size >= kLeastStreamedBytes &&
+         (elements + read_elements) * size >= kCachedBytes && run % lanes<float> == 0 &&
+         reinterpret_cast<uintptr_t>(output) % CONVLAB_VECTOR_BYTES == 0;
 }
 
 // Calls body(std::bool_constant) and waits for what it wrote past the caches.
