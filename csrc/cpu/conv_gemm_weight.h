@@ -89,6 +89,11 @@ class GemmWeight {
     const Scratch s = carve(carver);
     const Phase phase = phase_at(geometry_, Pass::forward, 0);
     const int64_t first = blocks_ * block.chunk / chunks_, last = blocks_ * (block.chunk + 1) / chunks_;
+    if (!patch_rows_)
+      for (int64_t k = 0; k < block.filters.count; ++k) {
+        s.rows[k] = s.gradient + k / kStripe * kStripePitch + k % kStripe * products<S>;
+        s.outputs[k] = partial(block.chunk, block.group, block.filters.first + k);
+      }
     for (int64_t i = first; i < last; ++i) {
       block.begin = i * kBlockPixels;
       block.pixels = std::min(kBlockPixels, pixels_ - block.begin);
@@ -182,7 +187,7 @@ class GemmWeight {
     A** outputs;
     const S** rows;
     const S** sources;
-  };
+  };  // outputs and rows: of a tile, or, where columns are patches, of all filters of a part
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
@@ -196,8 +201,8 @@ class GemmWeight {
             carver.take<S>(gradient),
             carver.take<S>(spare),
             carver.take<Run>(kBlockPixels),
-            carver.take<A*>(kTileRows),
-            carver.take<const S*>(kTileRows),
+            carver.take<A*>(std::max<int64_t>(kTileRows, part_size_)),
+            carver.take<const S*>(std::max<int64_t>(kTileRows, part_size_)),
             carver.take<const S*>(kBlockPixels + kSourcesAhead)};
   }
 
@@ -218,26 +223,21 @@ class GemmWeight {
     else
       patches_.gather(phase, columns, b.begin, b.pixels, s.gathered, s.spare);
     TileProduct<A, S> product;
-    product.rows = s.rows;
-    product.outputs = s.outputs;
     product.sources = s.sources;
     product.depth = divide_up(b.pixels, products<S>);
     product.accumulate = b.accumulate;
-    const int64_t tiles = divide_up(b.filters.count, kTileRows);
+    const TileHeights heights(b.filters.count);
     for (int64_t first = 0; first < columns.count; first += kPanel<A>) {
       const int64_t panel = first / kPanel<A>;
       S* gathered = s.gathered + panel * PatchPanels<T>::kPanelPitch;
       const S* const panels[] = {gathered};
       product.panels = panels;
       product.packed = gathered;
+      product.output_offset = columns.first + first;
       const int vectors = panel_width<A>(columns.count, panel) / lanes<A>;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t row = first_row_of_tile(b.filters.count, tile, tiles);
-        const int64_t height = first_row_of_tile(b.filters.count, tile + 1, tiles) - row;
-        for (int64_t r = 0; r < height; ++r) {
-          s.rows[r] = s.gradient + (row + r) / kStripe * kStripePitch + (row + r) % kStripe * products<S>;
-          s.outputs[r] = partial(b.chunk, b.group, b.filters.first + row + r) + columns.first + first;
-        }
+      for (int64_t tile = 0, row = 0; row < b.filters.count; row += heights.at(tile++)) {
+        product.rows = s.rows + row;
+        product.outputs = s.outputs + row;
         if (packs) look_ahead(b, columns, first, tile, s, product);
         if constexpr (kUnconverted)
           if (packs && tile == 0) {
@@ -246,7 +246,7 @@ class GemmWeight {
             product.panel_offset = 0;
             continue;
           }
-        tile_kernel<A, kStripe, S>(static_cast<int>(height), vectors)(product);
+        tile_kernel<A, kStripe, S>(heights.at(tile), vectors)(product);
       }
     }
   }
@@ -278,11 +278,28 @@ class GemmWeight {
     }
   }
 
-  // The first tile is a whole one, if there are as many rows.
-  static int64_t first_row_of_tile(int64_t rows, int64_t tile, int64_t tiles) {
-    if (kStripe == kTileRows || tile == 0) return std::min(rows, tile * kTileRows);
-    return tiles == 1 ? rows : kTileRows + (rows - kTileRows) * (tile - 1) / (tiles - 1);
-  }
+  // How high the tiles of so many rows are: the first a whole one, if there are as many, the others alike; where a
+  // stripe is a tile, all but the last whole ones.
+  class TileHeights {
+   public:
+    explicit TileHeights(int64_t rows)
+        : first_(static_cast<int>(std::min<int64_t>(rows, kTileRows))), other_(kTileRows), last_(kTileRows) {
+      const int64_t left = rows - first_;
+      others_ = divide_up(left, kTileRows);
+      if (others_ == 0) return;
+      if (kStripe == kTileRows) {
+        lower_ = others_ - 1, last_ = static_cast<int>(left - lower_ * kTileRows);
+      } else {
+        other_ = static_cast<int>(divide_up(left, others_)), lower_ = left - others_ * (other_ - 1);
+        last_ = other_ - 1;
+      }
+    }
+    int at(int64_t tile) const { return tile == 0 ? first_ : tile <= lower_ ? other_ : last_; }
+
+   private:
+    int first_, other_, last_;
+    int64_t others_ = 0, lower_ = 0;
+  };
 
   void store_columns(int64_t group, int64_t filter, int64_t column, int64_t width, vec<A> sum) const {
     T* target = arguments_.weight + (group * filters_ + filter) * arguments_.weight_stride_filter() + column;

@@ -178,6 +178,9 @@ class WinogradBlocks {
     product.panels = &u;
     product.depth = depth;
     product.accumulate = accumulate;
+    // Rows are too short for the processor to foresee the next ones.
+    const bool foretells = 2 * depth > row_stride_;
+    if (foretells) product.ahead_step = kTileRows * row_stride_ * static_cast<int64_t>(sizeof(A)) / depth;
     for (int64_t row = 0, height; row < count; row += height) {
       const int64_t left = count - row;  // the last two tiles are of like heights
       height = left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
@@ -185,11 +188,7 @@ class WinogradBlocks {
         s.rows[r] = input + (row + r) * row_stride_;
         s.outputs[r] = output + (row + r) * kPanel<A>;
       }
-      // Rows are too short for the processor to foresee the next ones.
-      if (2 * depth > row_stride_) {
-        product.ahead = s.rows[height - 1] + row_stride_;
-        product.ahead_step = kTileRows * row_stride_ * static_cast<int64_t>(sizeof(A)) / depth;
-      }
+      if (foretells) product.ahead = s.rows[height - 1] + row_stride_;
       tile_kernel<A, 1>(static_cast<int>(height), vectors)(product);
     }
   }
