@@ -39,8 +39,9 @@ std::string inner_product_excludes(const ConvGeometry& g, bool in_words) {
   for (int axis = 0; axis < kMaxSpatial; ++axis)
     if (g.kernel[axis] != 1 || g.padding[axis] != 0 || g.input[axis] != g.output[axis])
       return because(in_words,
-                     "inner_product needs a 1x1 kernel without padding that reads every pixel, but the kernel is ",
-                     g.kernel, ", padding ", g.padding, " and stride ", g.stride);
+                     "inner_product needs a 1x1 kernel that reads every pixel or, without groups, one as large as the "
+                     "map, but the kernel is ",
+                     g.kernel, ", padding ", g.padding, ", stride ", g.stride, " and the input ", g.input);
   return {};
 }
 
@@ -72,7 +73,16 @@ std::string excludes(Algorithm algorithm, const ConvGeometry& geometry, bool in_
   }
 }
 
-std::string refusal(Algorithm algorithm, const ConvProblem& problem, bool in_words) {
+ConvProblem as_computed(Algorithm algorithm, ConvProblem problem) {
+  if (problem.device == Device::cpu && joins_map(algorithm) && covers_map(problem.geometry)) {
+    problem.geometry = with_map_joined(problem.geometry);
+    problem.layout = Layout::channels_last;
+  }
+  return problem;
+}
+
+std::string refusal(Algorithm algorithm, const ConvProblem& given, bool in_words) {
+  const ConvProblem problem = as_computed(algorithm, given);
   const std::string reason = excludes(algorithm, problem.geometry, in_words);
   if (!reason.empty()) return reason;
   return problem.device == Device::cuda ? cuda_refusal(algorithm, problem) : cpu_refusal(algorithm, problem, in_words);
@@ -104,10 +114,31 @@ bool join_axes(ConvGeometry& geometry) {
   return true;
 }
 
+bool covers_map(const ConvGeometry& g) {
+  if (g.groups != 1 || g.taps() == 1) return false;
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.kernel[axis] != g.input[axis] || g.padding[axis] != 0 || (g.dilation[axis] != 1 && g.kernel[axis] != 1))
+      return false;
+  return true;
+}
+
+bool joins_map(Algorithm algorithm) {
+  return algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::inner_product;
+}
+
+ConvGeometry with_map_joined(ConvGeometry geometry) {
+  geometry.in_channels *= geometry.taps();
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    geometry.input[axis] = geometry.kernel[axis] = geometry.stride[axis] = geometry.dilation[axis] = 1;
+  join_axes(geometry);
+  return geometry;
+}
+
 std::string refusal(Algorithm algorithm, const ConvProblem& problem) { return refusal(algorithm, problem, true); }
 
 double estimated_cost(Algorithm algorithm, const ConvProblem& problem) {
-  return problem.device == Device::cuda ? cuda_cost(algorithm, problem) : cpu_cost(algorithm, problem);
+  return problem.device == Device::cuda ? cuda_cost(algorithm, problem)
+                                        : cpu_cost(algorithm, as_computed(algorithm, problem));
 }
 
 Settings& settings() {

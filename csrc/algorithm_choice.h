@@ -25,6 +25,12 @@ struct ConvProblem {
 // fully connected layer, images of one pixel, which are dense in both layouts. Returns whether they are of one pixel.
 bool join_axes(ConvGeometry& geometry);
 
+// A kernel as large as the map, which reads every element once, is a fully connected layer: in memory, if the weight
+// lies as the input does, a pointwise convolution of images of one pixel that has the map's elements as channels.
+bool covers_map(const ConvGeometry& geometry);
+ConvGeometry with_map_joined(ConvGeometry geometry);
+bool joins_map(Algorithm algorithm);  // whether the CPU's kernels of the algorithm compute it as that
+
 // Empty if `algorithm` can compute the problem, else the reason why not.
 std::string refusal(Algorithm algorithm, const ConvProblem& problem);
 

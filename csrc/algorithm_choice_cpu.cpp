@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "algorithm_choice.h"
-#include "cpu/dispatch.h"
+#include "cpu/conv_kernels.h"
 #include "refusal_text.h"
 #include "winograd_cut.h"
 
@@ -25,8 +25,6 @@ int64_t written_channels(const ConvProblem& problem) {
   return problem.pass == Pass::backward_input ? g.in_channels_per_group() : g.out_channels_per_group();
 }
 
-bool strided(const ConvGeometry& g) { return g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1; }
-
 // Whether a matrix product multiplies two neighbours at a time.
 bool in_pairs(const ConvProblem& problem) { return problem.dtype == Dtype::bfloat16 && cpu::multiplies_bfloat16(); }
 
@@ -37,6 +35,14 @@ int64_t lanes_of(Dtype dtype) {
   return dtype == Dtype::float64 ? lanes / 2 : lanes;
 }
 
+// Of `direct`.
+bool direct_halves(const ConvProblem& problem) {
+  return cpu::direct_halves(problem.pass, written_channels(problem), problem.geometry.strided());
+}
+int64_t direct_lanes(const ConvProblem& problem) {
+  return direct_halves(problem) ? lanes_of(problem.dtype) / 2 : lanes_of(problem.dtype);
+}
+
 // AVX-512, whose products are twice as fast; what is around them is not.
 bool wide_vectors() { return lanes_of(Dtype::float32) > 8; }
 
@@ -45,7 +51,7 @@ std::string strassen_refusal(const ConvProblem& problem, bool in_words) {
   const int64_t read = read_channels(problem), written = written_channels(problem), step = 2 * lanes_of(problem.dtype);
   if (problem.pass == Pass::backward_weight)
     return because(in_words, "strassen computes the forward pass and the gradient of the input, not of the weight");
-  if (problem.pass == Pass::backward_input && strided(problem.geometry))
+  if (problem.pass == Pass::backward_input && problem.geometry.strided())
     return because(in_words, "strassen needs stride 1 in backward input, but stride is ", problem.geometry.stride);
   if (problem.dtype != Dtype::float32 && problem.dtype != Dtype::float64)
     return because(in_words, "strassen computes in float32 and float64");
@@ -164,7 +170,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   int64_t written = written_channels(problem);
   // There the tensors exchange roles (conv_gemm_weight.h).
-  if (problem.pass == Pass::backward_weight && g.groups == 1 && !strided(g) && written <= few_filters && g.taps() > 1)
+  if (problem.pass == Pass::backward_weight && g.groups == 1 && !g.strided() && written <= few_filters && g.taps() > 1)
     written = std::max(written, g.in_channels);
   const bool pairs = in_pairs(problem);
   const int64_t read = read_channels(problem);
@@ -193,7 +199,9 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double of_tiles = terms >= 32 ? 1.4 : 1, of_others = problem.pass == Pass::backward_weight ? 0.75 : 0.5;
   const double product = !pairs ? 1 : cpu::multiplies_tiles() ? of_tiles : of_others;
   const double around = problem.pass == Pass::backward_weight ? 0 : per_sum / (terms * terms);
-  return multiply_adds * (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +
+  const bool halves = g.groups > 1 && problem.pass == Pass::backward_weight && direct_halves(problem);
+  return multiply_adds * (halves ? 2 : 1) *
+             (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +
          packing;
 }
 
@@ -202,25 +210,27 @@ double direct_groups_cost(const ConvProblem& problem) {
   constexpr double per_tap = 1.2, per_column = 1.6, base = 1.05, shortest_sum = 8, short_sum = 64;
   const ConvGeometry& g = problem.geometry;
   const bool wide = wide_vectors(), last = problem.layout == Layout::channels_last;
-  const int64_t written = written_channels(problem), lanes = lanes_of(problem.dtype);
+  const int64_t written = written_channels(problem), lanes = direct_lanes(problem);
   const double filled = static_cast<double>(ceil_divide(written, lanes) * lanes) / static_cast<double>(written);
   const double read = static_cast<double>(std::max<int64_t>(1, read_channels(problem)));
-  const bool pointwise = g.taps() == 1 && !strided(g) && read >= shortest_sum &&
+  const bool pointwise = g.taps() == 1 && !g.strided() && read >= shortest_sum &&
                          (read < short_sum || static_cast<double>(written) <= 2 * read);
   // A few channels lie side by side in the strip, and taps cost little.
-  const bool few = g.groups == 1 && read <= static_cast<double>(lanes) && g.taps() > 1 && !strided(g);
+  const bool few = g.groups == 1 && read <= static_cast<double>(lanes) && g.taps() > 1 && !g.strided();
   // Against products whose rows are reached by pointers: small groups and short sums gain most, channels_last more than
   // lines that are transposed on the way in and out.
   double each = wide ? 1 : 1.05, tap = per_tap;
+  const bool halves = direct_halves(problem);
   if (g.groups > 1 || pointwise) {
-    each = 0.85;
+    each = halves ? 0.95 : 0.85;
   } else if (few) {
     each = wide && last ? 0.75 : 0.9;
     tap = wide && !last ? per_tap / 4 : 0;
-  } else if (strided(g)) {
+  } else if (g.strided()) {
     each = wide && g.kernel[2] > g.stride[2] ? 1 : 1.3;
   }
-  if (!last) each *= wide && g.taps() > 1 && g.kernel[0] == 1 ? 1.05 : 1.45;
+  const bool quick = wide && (!halves || (g.strided() && problem.pass == Pass::forward));
+  if (!last) each *= quick && g.taps() > 1 && g.kernel[0] == 1 ? 1.05 : halves && g.taps() == 1 ? 1.8 : 1.45;
   return static_cast<double>(g.multiply_adds()) * filled * each *
              (base + tap / read + per_column / static_cast<double>(written)) +
          packing_cost(problem);
@@ -231,13 +241,14 @@ double direct_cost(const ConvProblem& problem) {
   constexpr int64_t lanes = 16;
   constexpr double windows = 3, strided_windows = 7;
   const bool wide = wide_vectors();
-  // Of backward weight.
+  // Of backward weight. Strided ones of groups take longer where AVX-512 costs two of AVX2.
   const double weights = wide && problem.layout == Layout::channels_first ? 3.8 : 1.7;
   const double broadcast_weights =
-      1.4 + (wide ? 0.6 / static_cast<double>(std::max<int64_t>(1, read_channels(problem))) : 0);
+      1.4 + (wide ? 0.6 / static_cast<double>(std::max<int64_t>(1, read_channels(problem))) : 0) +
+      (direct_halves(problem) && problem.geometry.groups > 1 ? 0.75 : 0);
   const ConvGeometry& g = problem.geometry;
   const int64_t written = written_channels(problem);
-  const bool fills = written >= lanes_of(problem.dtype);
+  const bool fills = written >= direct_lanes(problem);
   if (problem.pass != Pass::backward_weight && fills && !in_pairs(problem)) return direct_groups_cost(problem);
   const int64_t together = written >= lanes ? 1 : std::min(g.groups, lanes / std::max<int64_t>(1, written));
   const double used = static_cast<double>(together * written) / in_whole_vectors(together * written);
@@ -248,7 +259,7 @@ double direct_cost(const ConvProblem& problem) {
   // Windows are of 8 neighbouring pixels of a line.
   const int64_t width = problem.pass == Pass::backward_input ? g.input[2] : g.output[2];
   const double idle = static_cast<double>((width + 7) / 8 * 8) / static_cast<double>(std::max<int64_t>(1, width));
-  const bool stepped = problem.pass == Pass::forward && strided(g);
+  const bool stepped = problem.pass == Pass::forward && g.strided();
   const double each = stepped ? strided_windows : windows;
   return static_cast<double>(g.multiply_adds()) * each * idle / std::max(used, 1.0 / lanes) + packing_cost(problem);
 }

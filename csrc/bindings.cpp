@@ -114,8 +114,12 @@ PYBIND11_MODULE(_C, m) {
         arguments.weight_stride_tap = channels_last ? geometry.in_channels_per_group() : 1;
         arguments.threads = threads;
         for (int index = 0; index < kAlgorithms; ++index)
-          if (algorithm == algorithm_name(static_cast<Algorithm>(index))) {
-            const cpu::ConvPlan plan = cpu::conv_kernels<float>(static_cast<Algorithm>(index)).plan(arguments);
+          if (const auto found = static_cast<Algorithm>(index); algorithm == algorithm_name(found)) {
+            if (joins_map(found) && covers_map(geometry)) {
+              arguments.geometry = with_map_joined(geometry);
+              arguments.layout = Layout::channels_last;
+            }
+            const cpu::ConvPlan plan = cpu::conv_kernels<float>(found, arguments).plan(arguments);
             return py::make_tuple(plan.packed_bytes + plan.shared_bytes, plan.scratch_bytes);
           }
         throw py::value_error("unknown algorithm: " + algorithm);

@@ -68,6 +68,7 @@ struct ConvGeometry {
   CONVLAB_HD int64_t input_pixels() const { return input[0] * input[1] * input[2]; }
   CONVLAB_HD int64_t output_pixels() const { return output[0] * output[1] * output[2]; }
   CONVLAB_HD int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  CONVLAB_HD bool strided() const { return stride[0] > 1 || stride[1] > 1 || stride[2] > 1; }
   CONVLAB_HD int64_t input_elements() const { return batch * in_channels * input_pixels(); }
   CONVLAB_HD int64_t output_elements() const { return batch * out_channels * output_pixels(); }
   CONVLAB_HD int64_t weight_elements() const { return out_channels * in_channels_per_group() * taps(); }

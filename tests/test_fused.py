@@ -69,6 +69,12 @@ def test_weight_packed_for_another_problem_is_passed_over():
     halved = conv_fused(input, weight, stride=2, padding=1, algorithm="winograd")
     assert pack_weight(input, weight, stride=2, padding=1, algorithm="winograd").numel() == packed.numel()
     assert torch.equal(conv_fused(input, weight, stride=2, padding=1, algorithm="winograd", packed=packed), halved)
+    # Another size of the input may have another kernel: where there is one output, for example.
+    filters, small, large = torch.randn(64, 32, 5, 5), torch.randn(2, 32, 5, 5), torch.randn(2, 32, 9, 11)
+    for packed_for, other in ((small, large), (large, small)):
+        elsewhere = pack_weight(packed_for, filters, algorithm="implicit_gemm")
+        found = conv_fused(other, filters, algorithm="implicit_gemm", packed=elsewhere)
+        assert torch.equal(found, conv_fused(other, filters, algorithm="implicit_gemm"))
     noise = torch.randint(0, 255, (packed.numel(),), dtype=torch.uint8)
     assert torch.equal(conv_fused(input, weight, padding=1, algorithm="winograd", packed=noise), expected)
 

@@ -22,9 +22,10 @@ class GemmStrips {
   using A = accumulate_t<T>;
 
   static bool suits(const ConvArguments<T>& arguments) {
+    const bool one_pixel = arguments.pass == Pass::forward && arguments.geometry.output_pixels() == 1;
     return arguments.pass != Pass::backward_weight && arguments.layout == Layout::channels_first &&
            arguments.patches_overlap() &&  // others are gathered once as well
-           arguments.written_channels() >= kFewest;
+           !(one_pixel && arguments.read_channels() >= kFewChannels) && arguments.written_channels() >= kFewest;
   }
 
   explicit GemmStrips(const ConvArguments<T>& arguments) : arguments_(arguments), t_(arguments) {

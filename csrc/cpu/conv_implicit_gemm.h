@@ -19,12 +19,14 @@ namespace convlab::cpu::CONVLAB_ISA {
 template <class T>
 struct ImplicitGemm {
   template <class Body>
-  static auto with(const ConvArguments<T>& arguments, const Body& body) {
-    if (arguments.pass == Pass::backward_weight) {
-      if (LinesWeight<T>::suits(arguments)) return body(LinesWeight<T>(arguments));
-      if (PlanesWeight<T>::suits(arguments)) return body(PlanesWeight<T>(arguments));
-      return body(GemmWeight<T>(arguments));
+  static auto with(const ConvArguments<T>& given, const Body& body) {
+    if (given.pass == Pass::backward_weight) {
+      if (LinesWeight<T>::suits(given)) return body(LinesWeight<T>(given));
+      if (PlanesWeight<T>::suits(given)) return body(PlanesWeight<T>(given));
+      return body(GemmWeight<T>(given));
     }
+    ConvArguments<T> arguments = given;
+    if (given.pass == Pass::backward_input) arguments.geometry = with_patches_apart(given.geometry);
     if (GemmPatches<T>::suits(arguments)) return body(GemmPatches<T>(arguments));
     if (GemmDots<T>::suits(arguments)) return body(GemmDots<T>(arguments));
     if (GemmPlanes<T>::suits(arguments)) return body(GemmPlanes<T>(arguments));

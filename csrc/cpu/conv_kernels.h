@@ -95,9 +95,16 @@ template <class T>
 ConvKernels<T> amx_kernels();  // of tiles in software
 }
 
-// The kernels of one algorithm for this CPU.
+// Whether `direct` takes the kernels of AVX2 where a vector of AVX-512 costs two of them: with half as many lanes fewer
+// of them idle, and the channels of a group need not fill as many.
+inline bool direct_halves(Pass pass, int64_t written_channels, bool strided) {
+  constexpr int64_t lanes = 8;
+  return halves_avx512() && (pass == Pass::backward_weight ? strided : written_channels >= lanes);
+}
+
+// The kernels of one algorithm for this CPU and problem.
 template <class T>
-ConvKernels<T> conv_kernels(Algorithm algorithm) {
+ConvKernels<T> conv_kernels(Algorithm algorithm, [[maybe_unused]] const ConvArguments<T>& arguments) {
   const int index = static_cast<int>(algorithm);
   if constexpr (!std::is_same_v<T, double>)
     if (algorithm == Algorithm::amx) {
@@ -109,6 +116,9 @@ ConvKernels<T> conv_kernels(Algorithm algorithm) {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, bfloat16>)
     if (multiplies_bfloat16()) return avx512_bf16::conv_kernels<T>().algorithm[index];
+  if (algorithm == Algorithm::direct &&
+      direct_halves(arguments.pass, arguments.written_channels(), arguments.geometry.strided()))
+    return avx2::conv_kernels<T>().algorithm[index];
 #endif
   return conv_kernels<T>().algorithm[index];
 }

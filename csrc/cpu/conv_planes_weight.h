@@ -23,7 +23,7 @@ class PlanesWeight {
   static bool suits(const ConvArguments<T>& arguments) {
     const ConvGeometry& g = arguments.geometry;
     const int64_t reads = g.in_channels_per_group(), filters = g.out_channels_per_group();
-    if (is_reduced<operand_t<T>> || reads > 16 || g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1) return false;
+    if (is_reduced<operand_t<T>> || reads > 16 || g.strided()) return false;
     const bool first = arguments.layout == Layout::channels_first;
     return reads * g.taps() < (filters <= 32 ? 256 : first ? 64 : 0);
   }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <map>
+#include <vector>
 
 #include "../algorithm_choice.h"
 #include "../cpu/conv_kernels.h"
@@ -98,7 +99,8 @@ struct alignas(64) PackedHeader {
   template <class T>
   PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, const cpu::ConvPlan& plan)
       : fields{static_cast<int64_t>(algorithm),
-               (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 16 | instruction_set() << 8 |
+               single_outputs(a.geometry) << 24 |
+                   (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 16 | instruction_set() << 8 |
                    static_cast<int64_t>(sizeof(T)) << 1 | (std::is_same_v<T, bfloat16> ? 1 : 0),
                a.geometry.out_channels,
                a.geometry.in_channels,
@@ -111,12 +113,34 @@ struct alignas(64) PackedHeader {
   static int64_t instruction_set() {
     return static_cast<int64_t>(cpu::capability()) * 2 + (cpu::multiplies_bfloat16() ? 1 : 0);
   }
+  // Along which axes there is one output, which has kernels of its own.
+  static int64_t single_outputs(const ConvGeometry& g) {
+    return (g.output[0] == 1 ? 4 : 0) + (g.output[1] == 1 ? 2 : 0) + (g.output[2] == 1 ? 1 : 0);
+  }
   static int64_t joined(const int64_t (&sizes)[kMaxSpatial]) { return sizes[0] << 40 | sizes[1] << 20 | sizes[2]; }
   int64_t bytes() const { return static_cast<int64_t>(sizeof(PackedHeader)) + fields[7]; }
   bool heads(const Tensor& packed) const {
     return packed.numel() == bytes() && std::memcmp(packed.const_data_ptr(), fields, sizeof fields) == 0;
   }
 };
+
+// What the algorithm's kernels compute in the place of the problem (joins_map). `biases` keeps what `bias` points to.
+template <class T>
+cpu::ConvArguments<T> as_computed(Algorithm algorithm, cpu::ConvArguments<T> a, std::vector<T>& biases) {
+  const bool last = a.layout == Layout::channels_last;
+  const int64_t taps = a.geometry.taps(), channels = a.geometry.in_channels;
+  if (!joins_map(algorithm) || !covers_map(a.geometry)) return a;
+  a.geometry = with_map_joined(a.geometry);
+  a.layout = Layout::channels_last;
+  a.weight_stride_channel = a.weight_stride_tap = 1;
+  if (a.bias && a.pass == Pass::backward_input) {
+    biases.resize(static_cast<size_t>(channels * taps));
+    for (int64_t i = 0; i < channels * taps; ++i)
+      biases[static_cast<size_t>(i)] = a.bias[last ? i % channels : i / taps];
+    a.bias = biases.data();
+  }
+  return a;
+}
 
 // Ranges smaller than this many multiply-adds are not worth a thread.
 constexpr int64_t kMultiplyAddsPerThread = 1 << 16;
@@ -134,8 +158,10 @@ bool packs_alone(const cpu::ConvArguments<T>& arguments, const cpu::ConvPlan& pl
 }
 
 template <class T>
-void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const OptionalTensor& packed) {
-  const auto kernels = cpu::conv_kernels<T>(algorithm);
+void run_on_cpu(Algorithm algorithm, const cpu::ConvArguments<T>& given, const OptionalTensor& packed) {
+  std::vector<T> biases;
+  cpu::ConvArguments<T> arguments = as_computed(algorithm, given, biases);
+  const auto kernels = cpu::conv_kernels<T>(algorithm, arguments);
   const cpu::ConvPlan plan = kernels.plan(arguments);
   const bool kept =
       plan.packed_bytes > 0 && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed);
@@ -176,8 +202,10 @@ void run_on_cpu(Algorithm algorithm, cpu::ConvArguments<T> arguments, const Opti
 
 // The weight in the order in which the algorithm's kernel reads it; empty if it reads it as it is.
 template <class T>
-Tensor pack_weight(Algorithm algorithm, cpu::ConvArguments<T> arguments) {
-  const auto kernels = cpu::conv_kernels<T>(algorithm);
+Tensor pack_weight(Algorithm algorithm, const cpu::ConvArguments<T>& given) {
+  std::vector<T> biases;
+  cpu::ConvArguments<T> arguments = as_computed(algorithm, given, biases);
+  const auto kernels = cpu::conv_kernels<T>(algorithm, arguments);
   const cpu::ConvPlan plan = kernels.plan(arguments);
   const auto bytes = at::TensorOptions().dtype(at::kByte);
   if (plan.packed_bytes == 0) return at::empty({0}, bytes);
@@ -205,8 +233,11 @@ Algorithm algorithm_for(const Call& call, const cpu::ConvArguments<T>& arguments
 // The kernels' view of a call; the tensors that it points into are made dense in place.
 template <class T>
 cpu::ConvArguments<T> cpu_arguments(Call& call) {
+  const auto in_layout = [&](const Tensor& tensor) {
+    return with_height(tensor).contiguous(memory_format(call.layout, std::max<int64_t>(4, tensor.dim())));
+  };
   const auto dense = [&](Tensor& tensor) {
-    tensor = with_height(tensor).contiguous(memory_format(call.layout, std::max<int64_t>(4, tensor.dim())));
+    tensor = in_layout(tensor);
     return const_cast<T*>(const_data<T>(tensor));
   };
   cpu::ConvArguments<T> arguments;
@@ -219,7 +250,8 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
   arguments.clamp = call.clamp;
   call.weight = with_height(call.weight);
-  call.weight = call.weight.contiguous(call.weight.suggest_memory_format());
+  call.weight =
+      covers_map(call.geometry) ? in_layout(call.weight) : call.weight.contiguous(call.weight.suggest_memory_format());
   arguments.weight = const_cast<T*>(const_data<T>(call.weight));
   const bool channel_is_contiguous = layout_of(call.weight) == Layout::channels_last;
   arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
