@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMATS = ("channels_first", "channels_last")
 ALGORITHMS = (*torch_convlab.algorithms(), "auto")
+# Those that compute every geometry; algorithms for single shapes of kernel refuse.
+ANY_GEOMETRY = ("naive", "implicit_gemm", "auto")
 KERNELS = "cpu"  # whose kernels run where a test does not say so: conftest.py sets it from --device
 
 # The naive algorithm does not get problems of more multiply-adds than this: it would take seconds.
@@ -150,6 +152,14 @@ def _drawn(case: ConvCase, dtype: torch.dtype) -> dict[str, torch.Tensor | None]
         "weight": draw(*case.weight),
         "bias": draw(case.out_channels) if case.bias else None,
         "grad_output": draw(*case.output),
+    }
+
+
+def laid_out(case: ConvCase, dtype: torch.dtype, format: str) -> dict[str, torch.Tensor | None]:
+    """operands(case, dtype) with everything but the bias in `format`."""
+    return {
+        name: value if value is None or name == "bias" else in_format(value, format)
+        for name, value in operands(case, dtype).items()
     }
 
 

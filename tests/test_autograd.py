@@ -1,4 +1,4 @@
-"""Derivatives of every order and mode, and everything in torch that looks at an operator from outside.
+"""Derivatives of every order and mode, of operators that are called one by one.
 
 An operator's gradient can be right while its double backward is silently zero; only gradgradcheck and forward mode
 see that, so each operator goes through all of them.
@@ -14,8 +14,7 @@ import pytest
 import torch
 from cases import BY_NAME
 from helpers import FORMATS, call_convolution, in_format
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_convlab
@@ -217,185 +216,6 @@ def test_torch_function_may_differentiate():
     torch.testing.assert_close(actual.as_subclass(torch.Tensor), expected)
 
 
-# --- torch.func -----------------------------------------------------------------------------------------------------
-
-
-def both(compute, *tensors):
-    """compute(functional, *tensors), a tree of tensors, with our functions and with torch's must agree."""
-    torch.testing.assert_close(compute(F, *tensors), compute(torch.nn.functional, *tensors))
-
-
-INPUT, WEIGHT, BIAS = (2, 4, 6, 5), (6, 2, 3, 3), (6,)
-
-
-def operands(*sizes):
-    return [torch.randn(size, dtype=torch.float64) for size in sizes]
-
-
-@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, 0, None), (2, 1, None), (0, None, 0)], ids=str)
-def test_vmap(in_dims):
-    sizes = [list(size) for size in (INPUT, WEIGHT, BIAS)]
-    for size, dim in zip(sizes, in_dims):
-        if dim is not None:
-            size.insert(dim, 3)
-
-    def compute(functional, *tensors):
-        return torch.func.vmap(lambda x, w, b: functional.conv2d(x, w, b, padding=1, groups=2), in_dims)(*tensors)
-
-    both(compute, *operands(*sizes))
-
-
-@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, 0, None)], ids=str)
-def test_vmap_transposed(in_dims):
-    sizes = [list(size) for size in (INPUT, (4, 3, 3, 3), BIAS)]
-    for size, dim in zip(sizes, in_dims):
-        if dim is not None:
-            size.insert(dim, 3)
-
-    def compute(functional, *tensors):
-        def one(x, w, b):
-            return functional.conv_transpose2d(x, w, b, stride=2, output_padding=1, groups=2)
-
-        return torch.func.vmap(one, in_dims)(*tensors)
-
-    both(compute, *operands(*sizes))
-
-
-def test_per_sample_gradients():
-    input, weight, bias = operands((5, 4, 6, 5), WEIGHT, BIAS)
-
-    def compute(functional, input, weight, bias):
-        def loss(weight, bias, sample):
-            return functional.conv2d(sample, weight, bias, padding=1, groups=2).square().sum()
-
-        return torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0))(weight, bias, input)
-
-    both(compute, input, weight, bias)
-
-
-@pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian"])
-@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
-def test_jacobians_and_hessians(function, transform):
-    input, weight = operands((1, 2, 3, 3), (2, 2, 2, 2))
-
-    def compute(functional, input, weight):
-        def loss(input, weight):
-            output = getattr(functional, function)(input, weight, stride=2).sin()
-            return output.sum() if transform == "hessian" else output
-
-        return getattr(torch.func, transform)(loss, argnums=(0, 1))(input, weight)
-
-    both(compute, input, weight)
-
-
-def test_jvp_and_vjp():
-    primals, tangents = tuple(operands(INPUT, WEIGHT, BIAS)), tuple(operands(INPUT, WEIGHT, BIAS))
-
-    def compute(functional, *_):
-        def layer(x, w, b):
-            return functional.conv2d(x, w, b, padding=1, groups=2)
-
-        output, pull = torch.func.vjp(layer, *primals)
-        nested = torch.func.jvp(
-            lambda x: torch.func.grad(lambda x: layer(x, *primals[1:]).pow(3).sum())(x), primals[:1], tangents[:1]
-        )
-        return torch.func.jvp(layer, primals, tangents), pull(torch.ones_like(output)), nested
-
-    both(compute)
-
-
-def test_tangent_of_the_bias_alone():
-    input, weight, bias, tangent = operands(INPUT, WEIGHT, BIAS, BIAS)
-
-    def compute(functional, *_):
-        with forward_ad.dual_level():
-            output = functional.conv2d(input, weight, forward_ad.make_dual(bias, tangent), groups=2)
-            return forward_ad.unpack_dual(output).tangent
-
-    both(compute)
-
-
-# --- Compilers ------------------------------------------------------------------------------------------------------
-
-
-class Net(torch.nn.Module):
-    """Every kind of convolution in one forward pass."""
-
-    def __init__(self, nn):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
-        self.same = nn.Conv2d(8, 6, (2, 3), padding="same", padding_mode="zeros")
-        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=1)
-
-    def forward(self, x):
-        return self.up(self.same(self.depthwise(self.first(x).relu()).relu()))
-
-
-@pytest.fixture
-def nets():
-    theirs, ours = Net(torch.nn), Net(torch_convlab.nn)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
-def losses_and_gradients(net, input):
-    input = input.detach().clone().requires_grad_()
-    output = net(input)
-    return [output, *torch.autograd.grad(output.square().mean(), [input, *net.parameters()])]
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_compile(nets, format):
-    torch._dynamo.reset()
-    ours, theirs = nets
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    input = in_format(torch.randn(2, 3, 9, 8), format)
-    torch.testing.assert_close(losses_and_gradients(compiled, input), losses_and_gradients(theirs, input))
-    assert compiled(input).stride() == ours(input).stride()
-
-
-def test_compile_for_every_size_at_once(nets):
-    torch._dynamo.reset()
-    ours, theirs = nets
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=counter)
-    for size in ((2, 3, 9, 8), (3, 3, 12, 10), (5, 3, 7, 21)):
-        input = torch.randn(size)
-        torch.testing.assert_close(losses_and_gradients(compiled, input), losses_and_gradients(theirs, input))
-    assert counter.frame_count == 1
-
-
-def test_export_with_dynamic_batch(nets):
-    ours, theirs = nets
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(ours, (torch.randn(4, 3, 8, 8),), dynamic_shapes=({0: batch},))
-    assert any("convlab" in str(node.target) for node in program.graph.nodes)
-    for size in (2, 7):
-        input = torch.randn(size, 3, 8, 8)
-        torch.testing.assert_close(program.module()(input), theirs(input))
-
-
-def test_autocast(nets):
-    ours, theirs = nets
-    input = torch.randn(2, 3, 9, 8)
-    for dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast("cpu", dtype):
-            actual, expected = ours(input), theirs(input)
-        assert actual.dtype == expected.dtype == dtype
-        torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
-    with torch.autocast("cpu", torch.bfloat16):
-        double = F.conv2d(torch.randn(1, 1, 4, 4).double(), torch.randn(1, 1, 3, 3).double())
-        unit = torch.nn.functional.conv2d(torch.randn(1, 1, 4, 4).double(), torch.randn(1, 1, 3, 3).double())
-        assert double.dtype == unit.dtype
-        actual = losses_and_gradients(ours, input)
-        expected = losses_and_gradients(theirs, input)
-    for ours_tensor, theirs_tensor in zip(actual, expected):
-        assert ours_tensor.dtype == theirs_tensor.dtype
-        scale = theirs_tensor.abs().max().item()
-        torch.testing.assert_close(ours_tensor, theirs_tensor, atol=0.02 * scale, rtol=0.02)
-
-
 def test_saved_tensor_hooks():
     """Input and weight are saved, the bias is not, and what unpacking returns is what backward uses."""
     input, weight, bias = draw(2, 3, 5, 5), draw(4, 3, 3, 3), draw(4)
@@ -421,18 +241,6 @@ def test_a_changed_operand_is_noticed():
         weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoint(nets, use_reentrant):
-    ours, _ = nets
-    input = torch.randn(2, 3, 9, 8)
-    direct = losses_and_gradients(ours, input)
-    again = input.clone().requires_grad_()
-    output = checkpoint(ours, again, use_reentrant=use_reentrant)
-    output.square().mean().backward()
-    gradients = [output, again.grad, *(parameter.grad for parameter in ours.parameters())]
-    assert all(torch.equal(first, second) for first, second in zip(direct, gradients))
 
 
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in COUNTED], ids=str)
