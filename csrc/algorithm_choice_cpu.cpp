@@ -138,7 +138,8 @@ double winograd_cost(const ConvProblem& problem) {
   // What is not a plain 3x3 kernel takes longer on Intel's CPUs, of which those with tiles were measured.
   const bool plain = cut.spread() == 1 && cut.cells() == 1 && parts == 1;
   const double apart = cpu::multiplies_tiles() && !plain && !line ? 1.3 : 1;
-  return apart * few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
+  const double strided = cpu::halves_avx512() && weight && g.strided() ? 0.8 : 1;
+  return strided * apart * few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
          (tiles * read * filled * k + transforms);
 }
 
@@ -227,7 +228,7 @@ double direct_groups_cost(const ConvProblem& problem) {
     each = wide && last ? 0.75 : 0.9;
     tap = wide && !last ? per_tap / 4 : 0;
   } else if (g.strided()) {
-    each = wide && g.kernel[2] > g.stride[2] ? 1 : 1.3;
+    each = wide && g.kernel[2] > g.stride[2] ? (halves && last ? 1.1 : 1) : 1.3;
   }
   const bool quick = wide && (!halves || (g.strided() && problem.pass == Pass::forward));
   if (!last) each *= quick && g.taps() > 1 && g.kernel[0] == 1 ? 1.05 : halves && g.taps() == 1 ? 1.8 : 1.45;
