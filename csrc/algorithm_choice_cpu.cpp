@@ -35,9 +35,9 @@ int64_t lanes_of(Dtype dtype) {
   return dtype == Dtype::float64 ? lanes / 2 : lanes;
 }
 
-// Of `direct`.
+// Of `direct`, whose vectors may be shorter than those of the others.
 bool direct_halves(const ConvProblem& problem) {
-  return cpu::direct_halves(problem.pass, written_channels(problem), problem.geometry.strided());
+  return !in_pairs(problem) && cpu::direct_halves(problem.pass, written_channels(problem), problem.geometry.strided());
 }
 int64_t direct_lanes(const ConvProblem& problem) {
   return direct_halves(problem) ? lanes_of(problem.dtype) / 2 : lanes_of(problem.dtype);

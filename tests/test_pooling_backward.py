@@ -20,8 +20,8 @@ SHAPES = {  # size of the input, kernel, stride, padding, dilation
     "long rows": ((1, 5, 3, 700), (1, 5), (1, 2), (0, 2), 1),
     "3-D": ((1, 18, 7, 9, 14), 3, 2, 1, 1),
     "3-D, stride 1": ((1, 35, 5, 6, 9), 3, 1, 1, 1),
-    "past the cache": ((1, 64, 260, 260), 3, 2, 1, 1),
-    "past the cache, disjoint": ((1, 64, 260, 260), 2, 2, 0, 1),
+    "past the cache": ((1, 64, 290, 290), 3, 2, 1, 1),
+    "past the cache, disjoint": ((1, 64, 290, 290), 2, 2, 0, 1),
 }
 
 

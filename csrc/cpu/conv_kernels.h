@@ -95,11 +95,13 @@ template <class T>
 ConvKernels<T> amx_kernels();  // of tiles in software
 }
 
-// Whether `direct` takes the kernels of AVX2 where a vector of AVX-512 costs two of them: with half as many lanes fewer
-// of them idle, and the channels of a group need not fill as many.
+// Whether `direct` takes the kernels of AVX2 where a vector of AVX-512 costs two of them: if written channels would
+// leave half a vector idle, and if they fill only one.
 inline bool direct_halves(Pass pass, int64_t written_channels, bool strided) {
   constexpr int64_t lanes = 8;
-  return halves_avx512() && (pass == Pass::backward_weight ? strided : written_channels >= lanes);
+  const int64_t halves = (written_channels + lanes - 1) / lanes;
+  const bool better = written_channels >= lanes && (halves <= 2 || halves % 2 == 1);
+  return halves_avx512() && better && (strided || pass != Pass::backward_weight);
 }
 
 // The kernels of one algorithm for this CPU and problem.
