@@ -64,7 +64,10 @@ def test_large_normalizations(layer, format):
     drawn = [torch.randn(shape, generator=generator) for shape in (size, (64,), (64,), size, size)]
 
     def results(functional, dtype):
-        input, weight, bias, grad_output, seed = (helpers.in_format(value.to(dtype), format) for value in drawn)
+        converted = [value.to(dtype) for value in drawn]
+        input, weight, bias, grad_output, seed = (
+            helpers.in_format(value, format) if value.dim() == 4 else value for value in converted
+        )
         leaves = [leaf.requires_grad_() for leaf in (input, weight, bias)]
         if layer == "batch_norm":
             output = functional.batch_norm(input, None, None, weight, bias, training=True)
