@@ -90,9 +90,15 @@ def _first(path: str, key: str) -> str:
 
 def environment() -> dict[str, object]:
     """What a result file must say to be read later."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
+        ).stdout.strip()
+
+    # The results that one benchmark leaves do not make the next one's code another.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
+    commit = git("describe", "--always") + ("-dirty" if changed else "")
     return {
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
