@@ -38,10 +38,11 @@ std::string depthwise_excludes(const ConvGeometry& g, bool in_words) {
 std::string inner_product_excludes(const ConvGeometry& g, bool in_words) {
   for (int axis = 0; axis < kMaxSpatial; ++axis)
     if (g.kernel[axis] != 1 || g.padding[axis] != 0 || g.input[axis] != g.output[axis])
-      return because(in_words,
-                     "inner_product needs a 1x1 kernel that reads every pixel or, without groups, one as large as the "
-                     "map, but the kernel is ",
-                     g.kernel, ", padding ", g.padding, ", stride ", g.stride, " and the input ", g.input);
+      return because(
+          in_words,
+          "inner_product needs a 1x1 kernel without padding that reads every pixel or, on the CPU, one as large as "
+          "the map without padding, dilation and groups, but the kernel is ",
+          g.kernel, ", padding ", g.padding, ", stride ", g.stride, " and the input ", g.input);
   return {};
 }
 

@@ -1,6 +1,7 @@
 // What the kernels for the CPU refuse, and what they are expected to cost. The constants were fitted on a Zen 5 for
-// AVX-512 and on a Zen 3 for AVX2, against the layers of bench/families.py and of timm's models; one for groups besides
-// on a Zen 4, amx's on an Intel Xeon. They are ratios of work to work, so they move little with the machine.
+// AVX-512 and on a Zen 3 for AVX2, against the layers of bench/families.py and of timm's models; those that
+// cpu::halves_avx512() decides on besides on a Zen 4, amx's on an Intel Xeon. They are ratios of work to work, so they
+// move little with the machine.
 #include <algorithm>
 #include <cmath>
 
@@ -138,7 +139,7 @@ double winograd_cost(const ConvProblem& problem) {
   // What is not a plain 3x3 kernel takes longer on Intel's CPUs, of which those with tiles were measured.
   const bool plain = cut.spread() == 1 && cut.cells() == 1 && parts == 1;
   const double apart = cpu::multiplies_tiles() && !plain && !line ? 1.3 : 1;
-  const double strided = cpu::halves_avx512() && weight && g.strided() ? 0.8 : 1;
+  const double strided = cpu::halves_avx512() && weight && g.strided() && channels >= 16 ? 0.8 : 1;
   return strided * apart * few * narrow * scattered * lines * points * static_cast<double>(g.groups) *
          (tiles * read * filled * k + transforms);
 }
@@ -200,6 +201,7 @@ double implicit_gemm_cost(const ConvProblem& problem) {
   const double of_tiles = terms >= 32 ? 1.4 : 1, of_others = problem.pass == Pass::backward_weight ? 0.75 : 0.5;
   const double product = !pairs ? 1 : cpu::multiplies_tiles() ? of_tiles : of_others;
   const double around = problem.pass == Pass::backward_weight ? 0 : per_sum / (terms * terms);
+  // Small groups of strided pixels, measured where direct has short vectors for them.
   const bool halves = g.groups > 1 && problem.pass == Pass::backward_weight && direct_halves(problem);
   return multiply_adds * (halves ? 2 : 1) *
              (product + per_gathered / static_cast<double>(std::max<int64_t>(1, written)) + around) +

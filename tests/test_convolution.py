@@ -15,6 +15,7 @@ from helpers import (
     ANY_GEOMETRY,
     DTYPES,
     FORMATS,
+    KERNELS,
     NAIVE_LIMIT,
     assert_exact,
     assert_same_layout,
@@ -291,6 +292,7 @@ def test_output_padding_of_a_stride_or_more():
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.skipif(KERNELS == "cuda", reason="on the CPU alone")
 def test_kernels_as_large_as_the_map_are_fully_connected_layers():
     """Whatever the formats of input and weight."""
     case = BY_NAME["kernel_is_input"]

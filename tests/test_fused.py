@@ -69,12 +69,15 @@ def test_weight_packed_for_another_problem_is_passed_over():
     halved = conv_fused(input, weight, stride=2, padding=1, algorithm="winograd")
     assert pack_weight(input, weight, stride=2, padding=1, algorithm="winograd").numel() == packed.numel()
     assert torch.equal(conv_fused(input, weight, stride=2, padding=1, algorithm="winograd", packed=packed), halved)
-    # Another size of the input may have another kernel: where there is one output, for example.
-    filters, small, large = torch.randn(64, 32, 5, 5), torch.randn(2, 32, 5, 5), torch.randn(2, 32, 9, 11)
-    for packed_for, other in ((small, large), (large, small)):
-        elsewhere = pack_weight(packed_for, filters, algorithm="implicit_gemm")
-        found = conv_fused(other, filters, algorithm="implicit_gemm", packed=elsewhere)
-        assert torch.equal(found, conv_fused(other, filters, algorithm="implicit_gemm"))
+    # Another size or format of the input may have another kernel: where there is one output, or the map is covered.
+    filters, covered = torch.randn(64, 32, 5, 5), torch.randn(2, 32, 5, 5)
+    one, large = torch.randn(2, 32, 3, 3), torch.randn(2, 32, 9, 11)
+    last = in_format(covered, "channels_last")
+    for first, second, padding in ((one, large, 1), (covered, large, 0), (covered, last, 0)):
+        for packed_for, other in ((first, second), (second, first)):
+            elsewhere = pack_weight(packed_for, filters, padding=padding, algorithm="implicit_gemm")
+            found = conv_fused(other, filters, padding=padding, algorithm="implicit_gemm", packed=elsewhere)
+            assert torch.equal(found, conv_fused(other, filters, padding=padding, algorithm="implicit_gemm"))
     noise = torch.randint(0, 255, (packed.numel(),), dtype=torch.uint8)
     assert torch.equal(conv_fused(input, weight, padding=1, algorithm="winograd", packed=noise), expected)
 

@@ -95,8 +95,8 @@ template <class T>
 ConvKernels<T> amx_kernels();  // of tiles in software
 }
 
-// Whether `direct` takes the kernels of AVX2 where a vector of AVX-512 costs two of them: if written channels would
-// leave half a vector idle, and if they fill only one.
+// Whether `direct` takes the kernels of AVX2 where a vector of AVX-512 costs two of them: if written channels leave
+// half a vector of float32 idle or fill only one. Weight gradients gain with a stride alone.
 inline bool direct_halves(Pass pass, int64_t written_channels, bool strided) {
   constexpr int64_t lanes = 8;
   const int64_t halves = (written_channels + lanes - 1) / lanes;

@@ -4,8 +4,8 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-// Whether an output is written past the caches: if it would not stay there, as it and what the call reads fill a common
-// last level, unless it is the small part of them, and if vectors of its runs of `run` elements are aligned.
+// Whether an output is written past the caches: if it is large and would not stay there, as it and what the call mainly
+// reads fill a common last level, and if vectors of its runs of `run` elements are aligned.
 constexpr int64_t kCachedBytes = int64_t{24} << 20, kLeastStreamedBytes = int64_t{8} << 20;
 template <class T>
 bool streams(const T* output, int64_t elements, int64_t run, int64_t read_elements) {

@@ -96,11 +96,12 @@ std::optional<Algorithm> algorithm_by_name(std::string_view name, const ConvProb
 struct alignas(64) PackedHeader {
   int64_t fields[8];
 
+  // `layout`: of the operands as they were given.
   template <class T>
-  PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, const cpu::ConvPlan& plan)
+  PackedHeader(Algorithm algorithm, const cpu::ConvArguments<T>& a, Layout layout, const cpu::ConvPlan& plan)
       : fields{static_cast<int64_t>(algorithm),
-               single_outputs(a.geometry) << 24 |
-                   (static_cast<int64_t>(a.layout) * 4 + static_cast<int64_t>(a.pass)) << 16 | instruction_set() << 8 |
+               (has_one_output(a.geometry) ? 1 : 0) << 24 |
+                   (static_cast<int64_t>(layout) * 4 + static_cast<int64_t>(a.pass)) << 16 | instruction_set() << 8 |
                    static_cast<int64_t>(sizeof(T)) << 1 | (std::is_same_v<T, bfloat16> ? 1 : 0),
                a.geometry.out_channels,
                a.geometry.in_channels,
@@ -113,10 +114,8 @@ struct alignas(64) PackedHeader {
   static int64_t instruction_set() {
     return static_cast<int64_t>(cpu::capability()) * 2 + (cpu::multiplies_bfloat16() ? 1 : 0);
   }
-  // Along which axes there is one output, which has kernels of its own.
-  static int64_t single_outputs(const ConvGeometry& g) {
-    return (g.output[0] == 1 ? 4 : 0) + (g.output[1] == 1 ? 2 : 0) + (g.output[2] == 1 ? 1 : 0);
-  }
+  // For which there are other kernels.
+  static bool has_one_output(const ConvGeometry& g) { return g.taps() > 1 && g.output_pixels() == 1; }
   static int64_t joined(const int64_t (&sizes)[kMaxSpatial]) { return sizes[0] << 40 | sizes[1] << 20 | sizes[2]; }
   int64_t bytes() const { return static_cast<int64_t>(sizeof(PackedHeader)) + fields[7]; }
   bool heads(const Tensor& packed) const {
@@ -163,8 +162,8 @@ void run_on_cpu(Algorithm algorithm, const cpu::ConvArguments<T>& given, const O
   cpu::ConvArguments<T> arguments = as_computed(algorithm, given, biases);
   const auto kernels = cpu::conv_kernels<T>(algorithm, arguments);
   const cpu::ConvPlan plan = kernels.plan(arguments);
-  const bool kept =
-      plan.packed_bytes > 0 && packed.has_value() && PackedHeader(algorithm, arguments, plan).heads(*packed);
+  const bool kept = plan.packed_bytes > 0 && packed.has_value() &&
+                    PackedHeader(algorithm, arguments, given.layout, plan).heads(*packed);
   const bool alone = !kept && packs_alone(arguments, plan);
   const int64_t packed_bytes = kept || alone ? 0 : (plan.packed_bytes + 63) / 64 * 64;
   char* shared = static_cast<char*>(thread_scratch(0, packed_bytes + plan.shared_bytes));
@@ -209,7 +208,7 @@ Tensor pack_weight(Algorithm algorithm, const cpu::ConvArguments<T>& given) {
   const cpu::ConvPlan plan = kernels.plan(arguments);
   const auto bytes = at::TensorOptions().dtype(at::kByte);
   if (plan.packed_bytes == 0) return at::empty({0}, bytes);
-  const PackedHeader header(algorithm, arguments, plan);
+  const PackedHeader header(algorithm, arguments, given.layout, plan);
   Tensor packed = empty_result({header.bytes()}, bytes);
   std::memcpy(packed.mutable_data_ptr(), header.fields, sizeof header.fields);
   arguments.packed = static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackedHeader);
