@@ -75,7 +75,7 @@ std::string excludes(Algorithm algorithm, const ConvGeometry& geometry, bool in_
 }
 
 ConvProblem as_computed(Algorithm algorithm, ConvProblem problem) {
-  if (problem.device == Device::cpu && joins_map(algorithm) && covers_map(problem.geometry)) {
+  if (problem.device == Device::cpu && joins_map(algorithm, problem.geometry)) {
     problem.geometry = with_map_joined(problem.geometry);
     problem.layout = Layout::channels_last;
   }
@@ -123,8 +123,8 @@ bool covers_map(const ConvGeometry& g) {
   return true;
 }
 
-bool joins_map(Algorithm algorithm) {
-  return algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::inner_product;
+bool joins_map(Algorithm algorithm, const ConvGeometry& geometry) {
+  return (algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::inner_product) && covers_map(geometry);
 }
 
 ConvGeometry with_map_joined(ConvGeometry geometry) {

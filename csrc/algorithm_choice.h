@@ -29,7 +29,8 @@ bool join_axes(ConvGeometry& geometry);
 // lies as the input does, a pointwise convolution of images of one pixel that has the map's elements as channels.
 bool covers_map(const ConvGeometry& geometry);
 ConvGeometry with_map_joined(ConvGeometry geometry);
-bool joins_map(Algorithm algorithm);  // whether the CPU's kernels of the algorithm compute it as that
+// Whether the CPU's kernels of the algorithm compute this one as that.
+bool joins_map(Algorithm algorithm, const ConvGeometry& geometry);
 
 // Empty if `algorithm` can compute the problem, else the reason why not.
 std::string refusal(Algorithm algorithm, const ConvProblem& problem);

@@ -115,7 +115,7 @@ PYBIND11_MODULE(_C, m) {
         arguments.threads = threads;
         for (int index = 0; index < kAlgorithms; ++index)
           if (const auto found = static_cast<Algorithm>(index); algorithm == algorithm_name(found)) {
-            if (joins_map(found) && covers_map(geometry)) {
+            if (joins_map(found, geometry)) {
               arguments.geometry = with_map_joined(geometry);
               arguments.layout = Layout::channels_last;
             }

@@ -184,10 +184,11 @@ class GemmWeight {
     S* gradient;  // [stripe][step][filter][products]; [panel][step][filter][products]
     S* spare;     // zeros; `lanes` rows of grad_output
     Run* runs;
+    // Of a tile or, where columns are patches, of all filters of a part.
     A** outputs;
     const S** rows;
     const S** sources;
-  };  // outputs and rows: of a tile, or, where columns are patches, of all filters of a part
+  };
 
   Scratch carve(Carver& carver) const {
     const int64_t taps = geometry_.taps();
@@ -282,23 +283,18 @@ class GemmWeight {
   // stripe is a tile, all but the last whole ones.
   class TileHeights {
    public:
-    explicit TileHeights(int64_t rows)
-        : first_(static_cast<int>(std::min<int64_t>(rows, kTileRows))), other_(kTileRows), last_(kTileRows) {
-      const int64_t left = rows - first_;
-      others_ = divide_up(left, kTileRows);
-      if (others_ == 0) return;
-      if (kStripe == kTileRows) {
-        lower_ = others_ - 1, last_ = static_cast<int>(left - lower_ * kTileRows);
-      } else {
-        other_ = static_cast<int>(divide_up(left, others_)), lower_ = left - others_ * (other_ - 1);
-        last_ = other_ - 1;
-      }
+    explicit TileHeights(int64_t rows) : first_(static_cast<int>(std::min<int64_t>(rows, kTileRows))) {
+      const int64_t left = rows - first_, others = divide_up(left, kTileRows);
+      if (others == 0) return;
+      higher_ = kStripe == kTileRows ? kTileRows : static_cast<int>(divide_up(left, others));
+      count_ = kStripe == kTileRows ? others - 1 : left - others * (higher_ - 1);
+      lower_ = kStripe == kTileRows ? static_cast<int>(left - count_ * higher_) : higher_ - 1;
     }
-    int at(int64_t tile) const { return tile == 0 ? first_ : tile <= lower_ ? other_ : last_; }
+    int at(int64_t tile) const { return tile == 0 ? first_ : tile <= count_ ? higher_ : lower_; }
 
    private:
-    int first_, other_, last_;
-    int64_t others_ = 0, lower_ = 0;
+    int first_, higher_ = 0, lower_ = 0;
+    int64_t count_ = 0;  // of the higher ones, which come before the lower ones
   };
 
   void store_columns(int64_t group, int64_t filter, int64_t column, int64_t width, vec<A> sum) const {

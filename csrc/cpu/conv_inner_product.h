@@ -5,7 +5,7 @@
 // contiguous, several filters at a time, whose lanes are added up together; backward input, a pixel is the sum of
 // filters times numbers; the weight gradient is a sum of outer products. Cost: multiply_adds(), and the weights once
 // per three pixels (two backward), from cache after the first time. Limits: no kernel but 1x1 (one as large as the map
-// becomes that before, ops/convolution.cpp); from some 16 pixels on
+// becomes that before, ops/convolution_cpu.h); from some 16 pixels on
 // implicit_gemm, which multiplies 6 rows per load, is faster.
 #pragma once
 #include "conv_phase.h"
