@@ -40,7 +40,7 @@ class GemmChannelsLast {
                  t_.read_size[0] == 1 && g.padding[1] == 0 && g.padding[0] == 0;
     streams_ = pointwise_ && g.groups == 1 && t_.read_channels >= kStreamed;
     // Sums of one chain are final when they are stored.
-    past_caches_ = !kConverts && !t_.epilogue.needed() && weights_.depth() <= kDepth && t_.past_caches();
+    past_caches_ = !kConverts && weights_.depth() <= kDepth && t_.past_caches();
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, rows_of_block()));
     block_rows_ = divide_up(rows, row_blocks_);
@@ -374,7 +374,7 @@ class GemmChannelsLast {
           product.epilogue = finishes ? &t_.epilogue : nullptr;
           product.rows = s.rows + segment * block_rows_ + first;
           product.written = s.outputs + first;
-          if (short_tiles)
+          if (short_tiles && !past_caches_)
             product.ahead = product.written[0] + rows * row_step + first_column;
           else if constexpr (!kConverts)
             product.ahead = streams_ && panel % block_panels_ == 0 ? product.rows[height - 1] + begin + depth : nullptr;

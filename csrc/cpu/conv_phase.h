@@ -144,7 +144,8 @@ struct Transfer {
   bool past_caches() const {
     const bool forward = pass == Pass::forward;
     const int64_t input = geometry.input_elements(), output = geometry.output_elements();
-    return streams(written, forward ? output : input, written_channels, forward ? input : output);
+    const int64_t writes = forward ? output : input, reads = forward ? input : output;
+    return streams(written, writes, written_channels, reads + (epilogue.residual ? writes : 0));
   }
   Phase phase(int64_t index) const { return phase_at(geometry, pass, index); }
   // No phase has more pixels than the first.

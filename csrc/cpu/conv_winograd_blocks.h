@@ -29,6 +29,7 @@ namespace convlab::cpu::CONVLAB_ISA {
 //   kBlockTiles, kFewTiles          tiles of a block; up to how many in all the weights are read once
 //   strip_size(tiles)               elements of the strip buffer for a row of so many tiles
 //   transform_input(group, block, strip, input, scratch), multiply(..), transform_output(..)
+//   past_caches_                    whether outputs are written past the caches
 template <class T, class Cut, class Kernel>
 class WinogradBlocks {
  public:
@@ -286,6 +287,7 @@ class WinogradBlocks {
   void write_panel(int64_t group, int64_t panel, Block block, const Scratch& s) const {
     t_.load_bias(group, first_column(panel), kPanel<A>, s.bias);
     for_each_strip(block, [&](const Strip& strip) { kernel().transform_output(group, panel, block, strip, s); });
+    if (kernel().past_caches_) store_fence();
   }
 
   // G w G^T of the channels begin..end, of all taps along z and all cells, of one panel, to

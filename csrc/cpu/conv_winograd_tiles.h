@@ -42,6 +42,8 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
       outer_pixel_[axis] = padding % 2;
     }
     tile_rows_ = Rows(outputs_[0], outputs_[1]);
+    // Vectors that fill a cache line, or its parts would wait for each other.
+    past_caches_ = CONVLAB_VECTOR_BYTES == 64 && last_ && t_.past_caches();
   }
 
  private:
@@ -249,6 +251,10 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
           U* target = corner + i * line + k;
           CONVLAB_UNROLL for (int j = 0; j < kPairs * m; ++j, target += pixel) {
             if (j < x.begin || j >= x.end) continue;
+            if (past_caches_) {
+              epilogue.template store<true>(target, output[j] + start);
+              continue;
+            }
             __builtin_prefetch(target + kPairs * m * pixel);  // the next tile's
             if (k + lanes<A> <= columns.all)
               epilogue.store(target, output[j] + start);
@@ -293,7 +299,7 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
   }
 
   Rows tile_rows_;
-  bool writes_pairs_;
+  bool writes_pairs_, past_caches_;
   // Along each axis: the first pixel read by tile 0; the middle tap's first pixel, in a tile; which pixel of a pair the
   // outer taps write (backward input).
   int64_t first_[2], middle_[2], outer_pixel_[2];

@@ -1,7 +1,7 @@
 // What follows a convolution's sum before it is stored: + residual, then a clamp such as ReLU. Done in the kernels'
 // last stores, each costs at most a read of the residual instead of two more passes over memory.
 #pragma once
-#include "vec.h"
+#include "streaming.h"
 
 namespace convlab::cpu::CONVLAB_ISA {
 
@@ -15,9 +15,10 @@ struct Epilogue {
 
   bool needed() const { return residual || bounds.cut; }
 
+  template <bool kPastCaches = false>
   CONVLAB_INLINE void store(T* target, vec<A> value) const {
     if (residual) value += load(residual + (target - written));
-    CONVLAB_ISA::store(target, clamped(value));
+    store_whole<kPastCaches>(target, clamped(value));
   }
   CONVLAB_INLINE void store_partial(T* target, vec<A> value, int64_t count) const {
     if (residual) value += load_partial(residual + (target - written), count);

@@ -67,7 +67,7 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   if (t.segments * t.depth >= kWorthPrefetching) {
     if (t.accumulate || (!t.epilogue && !t.past_caches))
       prefetch_rows<Rows, Vectors * lanes<A>>(t.outputs, t.output_offset);
-    if (t.epilogue) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
+    if (t.epilogue && !t.past_caches) prefetch_rows<Rows, Vectors * lanes<A>>(t.written, t.written_offset);
   }
   const S* const* rows = t.rows;
   // A load more costs nothing here.
@@ -115,7 +115,7 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] +=
         broadcast(t.row_start[r]);
   if constexpr (std::is_same_v<A, float>)
-    if (t.past_caches) {
+    if (t.past_caches && !t.epilogue) {
       CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
           store_streaming(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);
       return;
@@ -125,6 +125,12 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
         store(t.outputs[r] + t.output_offset + v * lanes<A>, sum[r][v]);
     return;
   }
+  if constexpr (std::is_same_v<T, float>)
+    if (t.past_caches) {
+      CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
+          t.epilogue->template store<true>(t.written[r] + t.written_offset + v * lanes<A>, sum[r][v]);
+      return;
+    }
   if (t.epilogue->needed())
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
         t.epilogue->store(t.written[r] + t.written_offset + v * lanes<A>, sum[r][v]);
