@@ -17,6 +17,7 @@
 #include "ops/cuda.h"
 #include "ops/memory.h"
 #include "python_call.h"
+#include "python_run.h"
 
 namespace py = pybind11;
 
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace convlab;
   m.doc() = "Compiled part of torch_convlab.";
   add_python_calls(m);
+  add_python_run(m);
 
   m.def("algorithms", [] {
     py::dict list;

@@ -62,34 +62,6 @@ PyObject* packed_weight(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   END_HANDLE_TH_ERRORS
 }
 
-// dimensions, input, weight, bias, residual, packed (a tensor, a KeptWeight or None), lower, upper, stride, padding,
-// dilation, groups, algorithm
-PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const int64_t dimensions = take.integer();
-  const at::Tensor *input = take.tensor(), *weight = take.tensor();
-  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor();
-  OptionalTensor packed;
-  KeptWeight* kept = nullptr;
-  if (take.tensor_is_next())
-    packed = take.optional_tensor();
-  else
-    kept = take.object<KeptWeight>();
-  const Bound lower = take.bound(), upper = take.bound();
-  const Parameters p = take.parameters(dimensions);
-  if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
-  if (kept != nullptr && !c10::GradMode::is_enabled()) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    packed = kept->packed_for(*input, *weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
-  }
-  return result_of([&] {
-    return convolution_fused(*input, *weight, bias, residual, packed, lower, upper, p.stride, p.padding, p.dilation,
-                             p.groups, p.algorithm);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
 // dimensions, grad_output, weight, bias, input_size, stride, padding, dilation, groups, algorithm
 PyObject* backward_input(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -239,8 +211,34 @@ PyMethodDef method(const char* name, Call call) {
 
 }  // namespace
 
+PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Arguments take(arguments, count);
+  const int64_t dimensions = take.integer();
+  const at::Tensor *input = take.tensor(), *weight = take.tensor();
+  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor();
+  OptionalTensor packed;
+  KeptWeight* kept = nullptr;
+  if (take.tensor_is_next())
+    packed = take.optional_tensor();
+  else
+    kept = take.object<KeptWeight>();
+  const Bound lower = take.bound(), upper = take.bound();
+  const Parameters p = take.parameters(dimensions);
+  if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
+  if (kept != nullptr && !c10::GradMode::is_enabled()) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    packed = kept->packed_for(*input, *weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
+  }
+  return result_of([&] {
+    return convolution_fused(*input, *weight, bias, residual, packed, lower, upper, p.stride, p.padding, p.dilation,
+                             p.groups, p.algorithm);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
 void add_python_calls(pybind11::module_& module) {
-  static PyMethodDef methods[] = {method("convolution", forward),
+  static PyMethodDef methods[] = {method("convolution", call_convolution),
                                   method("packed_weight", packed_weight),
                                   method("convolution_backward_input", backward_input),
                                   method("convolution_backward_weight", backward_weight),

@@ -6,4 +6,8 @@ namespace convlab {
 
 void add_python_calls(pybind11::module_& module);
 
+// _C.convolution: dimensions, input, weight, bias, residual, packed (a tensor, a KeptWeight or None), lower, upper,
+// stride, padding, dilation, groups, algorithm.
+PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
 }  // namespace convlab

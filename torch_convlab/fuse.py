@@ -17,6 +17,7 @@ from ._epilogues import Epilogue
 from ._fold import Fusion
 from ._graph import trace
 from ._order import Move
+from ._runs import RunningGraphModule
 from .recompute import RecomputingGraphModule
 
 _RECORD = "_convlab_fusions"
@@ -55,6 +56,7 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     Returns:
         A `torch.fx.GraphModule` that shares Parameters, buffers and the layers that are not fused with `model`, under
         the same names; or `model` itself, if nothing but batch norms was fused. A second call finds nothing to do.
+        In eval mode it calls convolutions that follow each other together, unless one has a hook.
 
     Raises:
         RuntimeError: outputs or gradients on `example_inputs` changed beyond rounding (`model` is then as it was).
@@ -83,8 +85,8 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
         chains, moves = _plan(model, graph)
         if chains or moves or recompute:
             moves = _order.apply(graph, moves)
-            kind = RecomputingGraphModule if recompute else fx.GraphModule
-            fused = _epilogues.apply(model, graph, chains, kind)
+            training = RecomputingGraphModule if recompute else fx.GraphModule
+            fused = _epilogues.apply(model, graph, chains, training if model.training else RunningGraphModule)
     if example_inputs is not None:
         difference = _difference(before, _results(fused, arguments))
         if difference:
