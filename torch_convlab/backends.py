@@ -17,7 +17,8 @@ Attributes, to read and to set:
 ``reuse_memory``
     True (the default): large results on the CPU take the memory of results that are no longer used, instead of giving
     it back to the system and asking for new memory, whose first use is slow. Results in use and memory kept for new
-    ones never exceed together the most that results have used at one time; `release_memory` gives back what is kept.
+    ones never exceed together the most that results have used at one time, or 32 MiB; `release_memory` gives back what
+    is kept.
 
 >>> with torch_convlab.backends.flags(precision="highest"):
 ...     output = model(input)

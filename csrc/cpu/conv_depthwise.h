@@ -99,22 +99,21 @@ class DepthwiseChannelsLast {
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.prepare_tasks = divide_up(channels_, lanes<A>);
+    plan.pack_tasks = divide_up(channels_, lanes<A>);
     plan.run_tasks = (copies_ ? t_.phase_count : 1) * images_ * strips_ * blocks_;
-    plan.shared_bytes = plan.prepare_tasks * lanes<A> * channel_weights() * static_cast<int64_t>(sizeof(A));
+    plan.packed_bytes = plan.pack_tasks * lanes<A> * t_.geometry.taps() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
     return plan;
   }
 
-  // The weights of a vector of channels as [tap][lane], and after them the bias.
-  void prepare(void*, int64_t task) const {
+  // The weights of a vector of channels as [tap][lane].
+  void pack(int64_t task) const {
     const int64_t taps = t_.geometry.taps(), first = task * lanes<A>;
     const int64_t count = std::min<int64_t>(lanes<A>, channels_ - first);
-    A* target = static_cast<A*>(arguments_.shared) + first * channel_weights();
+    A* target = static_cast<A*>(arguments_.packed) + first * taps;
     transpose_matrix(arguments_.weight + first * taps, taps, count, taps, target, lanes<A>);
-    load_then_zeros(t_.bias ? t_.bias + first : nullptr, t_.bias ? count : 0, lanes<A>, target + taps * lanes<A>);
   }
 
   // A strip of lines, for a block of channels.
@@ -199,7 +198,6 @@ class DepthwiseChannelsLast {
     return (round_up(axis.count, kWindowPixels) - 1) * axis.read_step + std::max<int64_t>(1, axis.reach());
   }
   int64_t zeros() const { return (copies_ ? block_ : channels_) + lanes<A>; }
-  int64_t channel_weights() const { return t_.geometry.taps() + 1; }  // and the bias
   int64_t copied_lines(int64_t rows) const { return (rows - 1) * read_step_ + reach_; }
   int64_t copied_size() const { return planes_ * copied_lines(strip_) * slots_ * block_; }
 
@@ -278,7 +276,7 @@ class DepthwiseChannelsLast {
         s.lines[s.count] =
             copies_ ? s.copies + (jz * copied_lines(strip_) + y - s.first_line) * slots_ * block_ - channels.begin
                     : image + (z * t_.read_size[1] + y) * t_.read_size[2] * channels_;
-        s.weights[s.count++] = static_cast<const A*>(arguments_.shared) +
+        s.weights[s.count++] = static_cast<const A*>(arguments_.packed) +
                                t_.tap_index(phase.axis[0].tap(jz), phase.axis[1].tap(jy), 0) * lanes<A>;
       }
   }
@@ -358,8 +356,8 @@ class DepthwiseChannelsLast {
     const Epilogue<T> epilogue = t_.epilogue;
     const bool plain = !epilogue.needed();
     const int64_t weight_step = axis.tap_step * lanes<A>, first_weight = axis.tap_first * lanes<A>;
-    const int64_t channel_weights = this->channel_weights(), count = axis.taps ? s.count : 0;
-    const A* bias = static_cast<const A*>(arguments_.shared) + t_.geometry.taps() * lanes<A>;
+    const int64_t taps = t_.geometry.taps(), count = axis.taps ? s.count : 0;
+    const T* bias = t_.bias;
     const int64_t step = axis.step * channels_, pitch = copies_ ? block_ : channels_;
     const T* const* lines = s.lines;
     const A* const* line_weights = s.weights;
@@ -372,8 +370,8 @@ class DepthwiseChannelsLast {
           s.next_written.template fetch<1>(s.step++);
         }
         vec<A> sum[kWindowPixels];
-        const int64_t own = c * channel_weights;
-        const vec<A> start = load(bias + own);
+        const int64_t own = c * taps;
+        const vec<A> start = !bias ? vec<A>{} : Whole ? load(bias + c) : load_partial(bias + c, span.end_channel - c);
         CONVLAB_UNROLL for (int p = 0; p < kWindowPixels; ++p) sum[p] = start;
         for (int64_t i = 0; i < count; ++i) {
           auto source = [&] {

@@ -26,10 +26,11 @@ namespace convlab {
 
 namespace {
 
-constexpr int64_t kReusedBytes = int64_t{128} << 10;  // the smallest result that is one of the blocks
-constexpr int64_t kGranule = int64_t{64} << 10;       // sizes of blocks are multiples of it
-constexpr int64_t kSlack = 8;                         // a block serves results that leave an eighth of them unused
-constexpr int64_t kAdvisedBytes = int64_t{1} << 20;   // the smallest memory for which huge pages are asked
+constexpr int64_t kReusedBytes = int64_t{128} << 10;     // the smallest result that is one of the blocks
+constexpr int64_t kGranule = int64_t{64} << 10;          // sizes of blocks are multiples of it
+constexpr int64_t kSlack = 8;                            // a block serves results that leave an eighth of them unused
+constexpr int64_t kAlwaysKeptBytes = int64_t{32} << 20;  // layers of small models have blocks of many sizes
+constexpr int64_t kAdvisedBytes = int64_t{1} << 20;      // the smallest memory for which huge pages are asked
 constexpr int kScratchSlots = 4;
 constexpr int64_t kScratchAlignment = 4096;
 
@@ -122,7 +123,7 @@ class ResultAllocator final : public c10::Allocator {
   }
 
   Block fresh(int64_t bytes) {
-    const int64_t used = account_.used + bytes, most = std::max(account_.most_used, used);
+    const int64_t used = account_.used + bytes, most = std::max({account_.most_used, used, kAlwaysKeptBytes});
     int64_t kept = account_.kept;
     auto oldest = kept_.begin();
     for (; oldest != kept_.end() && used + kept > most; ++oldest) kept -= oldest->bytes;

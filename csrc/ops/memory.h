@@ -3,8 +3,8 @@
 // Memory fresh from the system is faulted in page by page when it is first written, which takes longer than most
 // kernels; malloc gives large blocks back to the system again and again. So large results on the CPU take the blocks of
 // results that are no longer used. Limit: together with those in use, the blocks kept never exceed the most that
-// results have used at one time. That is their own peak; if a process needs most for other things at another time, what
-// is kept comes on top.
+// results have used at one time, or 32 MiB. The former is their own peak; if a process needs most for other things at
+// another time, what is kept comes on top.
 #pragma once
 #include <ATen/core/Tensor.h>
 
