@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include "algorithm_choice.h"
 #include "ops/convolution.h"
@@ -12,16 +14,16 @@ namespace convlab {
 
 class KeptWeight {
  public:
-  // For such an input, as convolution_pack returns it; packed anew if the weight's version or memory, the input's size
-  // or the settings have changed. None for weights that others may change unseen (autograd does not count what is done
-  // to tensors of inference mode) and where nothing is packed. Not for several threads at once: under the interpreter's
-  // lock.
+  // For such an input, as convolution_pack returns it; packed anew if the weight's version or memory, the input's size,
+  // the algorithm or the settings have changed. None for weights that others may change unseen (autograd does not count
+  // what is done to tensors of inference mode) and where nothing is packed. Not for several threads at once: under the
+  // interpreter's lock.
   std::optional<at::Tensor> packed_for(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
                                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                                        std::string_view algorithm) {
     if (weight.is_inference() || !weight.is_cpu() || !input.is_cpu() || weight.dtype() != input.dtype())
       return std::nullopt;
-    Key key{weight.storage(), weight.const_data_ptr(), weight._version(), weight.scalar_type(), settings()};
+    Key key = key_of(weight, algorithm);
     if (!packed_.has_value() || key_ != key || sizes_ != input.sizes() || strides_ != input.strides()) {
       packed_ = convolution_pack(input, weight, stride, padding, dilation, groups, algorithm);
       key_ = std::move(key);
@@ -29,6 +31,11 @@ class KeptWeight {
       strides_.assign(input.strides().begin(), input.strides().end());
     }
     return packed_;
+  }
+  // As it was last packed, for inputs of whatever size; none if the weight or the settings have changed since.
+  std::optional<at::Tensor> if_current(const at::Tensor& weight, std::string_view algorithm) const {
+    const bool current = packed_.has_value() && !weight.is_inference() && key_ == key_of(weight, algorithm);
+    return current ? packed_ : std::nullopt;
   }
   const std::optional<at::Tensor>& packed() const { return packed_; }
 
@@ -39,11 +46,17 @@ class KeptWeight {
     int64_t version = 0;
     at::ScalarType dtype = at::kFloat;
     Settings settings;
+    std::string algorithm;
 
-    bool operator!=(const Key& other) const {
-      return data != other.data || version != other.version || dtype != other.dtype || settings != other.settings;
+    bool operator==(const Key& other) const {
+      return data == other.data && version == other.version && dtype == other.dtype && settings == other.settings &&
+             algorithm == other.algorithm;
     }
   };
+  static Key key_of(const at::Tensor& weight, std::string_view algorithm) {
+    return {weight.storage(), weight.const_data_ptr(), weight._version(), weight.scalar_type(),
+            settings(),       std::string(algorithm)};
+  }
 
   Key key_;
   at::DimVector sizes_, strides_;  // of the input

@@ -15,6 +15,7 @@
 
 #include "kept_weight.h"
 #include "ops/convolution.h"
+#include "ops/convolution_strips.h"
 #include "ops/pooling.h"
 #include "python_arguments.h"
 
@@ -61,6 +62,30 @@ PyObject* packed_weight(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   return packed.has_value() ? wrapped(*packed) : Py_NewRef(Py_None);
   END_HANDLE_TH_ERRORS
 }
+
+// The arguments of _C.convolution (python_call.h); `plain` if nothing but the kernel has a say in the call.
+struct FusedCall {
+  const at::Tensor *input, *weight;
+  OptionalTensor bias, residual, packed;
+  KeptWeight* kept = nullptr;
+  Bound lower, upper;
+  Parameters parameters;
+  bool plain;
+
+  FusedCall(PyObject* const* arguments, Py_ssize_t count) {
+    Arguments take(arguments, count);
+    const int64_t dimensions = take.integer();
+    input = take.tensor(), weight = take.tensor();
+    bias = take.optional_tensor(), residual = take.optional_tensor();
+    if (take.tensor_is_next())
+      packed = take.optional_tensor();
+    else
+      kept = take.object<KeptWeight>();
+    lower = take.bound(), upper = take.bound();
+    parameters = take.parameters(dimensions);
+    plain = take.plain() && input->dim() == dimensions + 2 && weight->dim() == dimensions + 2;
+  }
+};
 
 // dimensions, grad_output, weight, bias, input_size, stride, padding, dilation, groups, algorithm
 PyObject* backward_input(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -213,27 +238,41 @@ PyMethodDef method(const char* name, Call call) {
 
 PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const int64_t dimensions = take.integer();
-  const at::Tensor *input = take.tensor(), *weight = take.tensor();
-  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor();
-  OptionalTensor packed;
-  KeptWeight* kept = nullptr;
-  if (take.tensor_is_next())
-    packed = take.optional_tensor();
-  else
-    kept = take.object<KeptWeight>();
-  const Bound lower = take.bound(), upper = take.bound();
-  const Parameters p = take.parameters(dimensions);
-  if (!take.plain() || input->dim() != dimensions + 2 || weight->dim() != dimensions + 2) return usual_way();
-  if (kept != nullptr && !c10::GradMode::is_enabled()) {
+  FusedCall call(arguments, count);
+  if (!call.plain) return usual_way();
+  if (call.kept != nullptr && !c10::GradMode::is_enabled()) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    packed = kept->packed_for(*input, *weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
+    const Parameters& p = call.parameters;
+    call.packed =
+        call.kept->packed_for(*call.input, *call.weight, p.stride, p.padding, p.dilation, p.groups, p.algorithm);
   }
   return result_of([&] {
-    return convolution_fused(*input, *weight, bias, residual, packed, lower, upper, p.stride, p.padding, p.dilation,
-                             p.groups, p.algorithm);
+    const Parameters& p = call.parameters;
+    return convolution_fused(*call.input, *call.weight, call.bias, call.residual, call.packed, call.lower, call.upper,
+                             p.stride, p.padding, p.dilation, p.groups, p.algorithm);
   });
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* call_together(const std::vector<PyObject* const*>& layers, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  std::vector<FusedCall> calls;
+  for (PyObject* const* arguments : layers) calls.emplace_back(arguments, count);
+  std::vector<StripLayer> strips;
+  for (const FusedCall& call : calls) {
+    if (!call.plain || call.kept == nullptr || c10::GradMode::is_enabled()) return usual_way();
+    const Parameters& p = call.parameters;
+    strips.push_back({*call.weight, call.bias, call.residual, call.kept->if_current(*call.weight, p.algorithm),
+                      call.lower, call.upper, p.stride, p.padding, p.dilation, p.groups});
+    if (!strips.back().packed.has_value()) return usual_way();
+  }
+  OptionalTensor output;
+  {
+    pybind11::gil_scoped_release no_lock;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    output = convolution_strips(*calls.front().input, strips);
+  }
+  return output.has_value() ? wrapped(std::move(*output)) : usual_way();
   END_HANDLE_TH_ERRORS
 }
 

@@ -31,42 +31,94 @@ bool all_empty(PyObject* dicts) {
   return true;
 }
 
-// The layer's result as a new reference, NotImplemented for the usual way, or null with an exception.
-PyObject* call_layer(PyObject* attributes, PyObject* dimensions, PyObject* input, PyObject* residual) {
-  static PyObject *const parameters = name_of("_parameters"), *const weight = name_of("weight"),
-                         *const bias = name_of("bias"), *const training = name_of("training"),
-                         *const kept = name_of("_kept"), *const relu = name_of("relu"),
-                         *const stride = name_of("stride"), *const padding = name_of("padding"),
-                         *const dilation = name_of("dilation"), *const groups = name_of("groups"),
-                         *const algorithm = name_of("algorithm");
-  const auto attribute = [&](PyObject* name) { return PyDict_GetItemWithError(attributes, name); };
-  PyObject *own = attribute(parameters), *clamp = attribute(relu);
-  if (own == nullptr || !PyDict_Check(own) || clamp == nullptr || !PyTuple_Check(clamp) || PyTuple_GET_SIZE(clamp) < 2)
-    return Py_NewRef(Py_NotImplemented);
-  PyObject* call[] = {dimensions,
-                      input,
-                      PyDict_GetItemWithError(own, weight),
-                      PyDict_GetItemWithError(own, bias),
-                      residual,
-                      attribute(training) == Py_False ? attribute(kept) : Py_None,
-                      item(clamp, 0),
-                      item(clamp, 1),
-                      attribute(stride),
-                      attribute(padding),
-                      attribute(dilation),
-                      attribute(groups),
-                      attribute(algorithm)};
-  pybind11::object held[std::size(call)];  // others may replace them while the kernel runs
-  for (size_t i = 0; i < std::size(call); ++i) {
-    if (call[i] == nullptr) return Py_NewRef(Py_NotImplemented);
-    held[i] = pybind11::reinterpret_borrow<pybind11::object>(call[i]);
+// The arguments of a call of a layer (python_call.h), with the attributes that it has now.
+struct LayerCall {
+  static constexpr size_t kArguments = 13;
+  PyObject* arguments[kArguments];
+  pybind11::object held[kArguments];  // others may replace them while the kernel runs
+  bool complete = true;
+
+  LayerCall(PyObject* attributes, PyObject* dimensions, PyObject* input, PyObject* residual) {
+    static PyObject *const parameters = name_of("_parameters"), *const weight = name_of("weight"),
+                           *const bias = name_of("bias"), *const training = name_of("training"),
+                           *const kept = name_of("_kept"), *const relu = name_of("relu"),
+                           *const stride = name_of("stride"), *const padding = name_of("padding"),
+                           *const dilation = name_of("dilation"), *const groups = name_of("groups"),
+                           *const algorithm = name_of("algorithm");
+    const auto attribute = [&](PyObject* name) { return PyDict_GetItemWithError(attributes, name); };
+    PyObject *own = attribute(parameters), *clamp = attribute(relu);
+    complete =
+        own != nullptr && PyDict_Check(own) && clamp != nullptr && PyTuple_Check(clamp) && PyTuple_GET_SIZE(clamp) >= 2;
+    if (!complete) return;
+    PyObject* const found[kArguments] = {dimensions,
+                                         input,
+                                         PyDict_GetItemWithError(own, weight),
+                                         PyDict_GetItemWithError(own, bias),
+                                         residual,
+                                         attribute(training) == Py_False ? attribute(kept) : Py_None,
+                                         item(clamp, 0),
+                                         item(clamp, 1),
+                                         attribute(stride),
+                                         attribute(padding),
+                                         attribute(dilation),
+                                         attribute(groups),
+                                         attribute(algorithm)};
+    for (size_t i = 0; i < kArguments; ++i) {
+      arguments[i] = found[i];
+      held[i] = pybind11::reinterpret_borrow<pybind11::object>(found[i]);
+      complete &= found[i] != nullptr;
+    }
   }
-  return call_convolution(nullptr, call, std::size(call));
+};
+
+// One step of a program, and what it reads.
+struct Step {
+  PyObject *attributes, *dimensions, *source, *residual, *dying;
+  Py_ssize_t together;
+
+  Step(PyObject* step, PyObject* values)
+      : attributes(item(step, 0)), dimensions(item(step, 1)), dying(item(step, 4)), together(number(item(step, 5))) {
+    const auto value = [&](PyObject* index) {
+      const Py_ssize_t i = number(index);
+      return i < 0 || i >= PyList_GET_SIZE(values) ? Py_None : PyList_GET_ITEM(values, i);
+    };
+    source = value(item(step, 2)), residual = value(item(step, 3));
+  }
+  static Py_ssize_t number(PyObject* object) { return PyLong_AsSsize_t(object); }
+  // What the layer returns, NotImplemented for the usual way, or null with an exception; a new reference.
+  PyObject* call() const {
+    if (number(dimensions) == 0) return Py_NewRef(source);
+    const LayerCall layer(attributes, dimensions, source, residual);
+    return layer.complete ? call_convolution(nullptr, layer.arguments, layer.kArguments) : Py_NewRef(Py_NotImplemented);
+  }
+};
+
+// The same of several layers, each of which alone reads what the one before returns.
+PyObject* call_steps(const std::vector<Step>& steps) {
+  std::vector<LayerCall> layers;
+  std::vector<PyObject* const*> arguments;
+  layers.reserve(steps.size());
+  for (const Step& step : steps) {
+    layers.emplace_back(step.attributes, step.dimensions, steps.front().source, step.residual);
+    if (!layers.back().complete) return Py_NewRef(Py_NotImplemented);
+    arguments.push_back(layers.back().arguments);
+  }
+  return call_together(arguments, LayerCall::kArguments);
+}
+
+// Appends a result; whether there is one.
+bool append(PyObject* result, PyObject* values, const Step& step) {
+  const auto owned = pybind11::reinterpret_steal<pybind11::object>(result);
+  if (result == nullptr || result == Py_NotImplemented || PyList_Append(values, result) != 0) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(step.dying); ++i)
+    PyList_SetItem(values, Step::number(item(step.dying, i)), Py_NewRef(Py_None));
+  return true;
 }
 
 // program, values: appends to the list `values` what the layers return, as far as it gets; how many of them those are.
 // Program: (places, dicts of hooks, steps); step: (attributes of the layer, spatial dimensions or 0 for an identity,
-// number of the input, number of the residual or -1, numbers of the values that nobody reads afterwards).
+// number of the input, number of the residual or -1, numbers of the values that nobody reads afterwards, how many
+// layers, this one included, may be computed together, so that None stands for what all but the last return).
 PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 2 && PyTuple_Check(arguments[0]) && PyTuple_GET_SIZE(arguments[0]) == 3 &&
@@ -75,24 +127,24 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyObject *program = arguments[0], *values = arguments[1], *steps = item(program, 2);
   Py_ssize_t done = 0;
   if (!in_place(item(program, 0)) || !all_empty(item(program, 1))) return PyLong_FromSsize_t(done);
-  for (; done < PyTuple_GET_SIZE(steps); ++done) {
-    PyObject* step = item(steps, done);
-    const auto value = [&](PyObject* number) { return PyList_GET_ITEM(values, PyLong_AsSsize_t(number)); };
-    PyObject *source = value(item(step, 2)), *result = nullptr;
-    if (PyLong_AsLong(item(step, 1)) == 0)
-      result = Py_NewRef(source);
-    else
-      result = call_layer(item(step, 0), item(step, 1), source,
-                          PyLong_AsSsize_t(item(step, 3)) < 0 ? Py_None : value(item(step, 3)));
-    if (result == nullptr) return nullptr;
-    const auto owned = pybind11::reinterpret_steal<pybind11::object>(result);
-    if (result == Py_NotImplemented) break;
-    if (PyList_Append(values, result) != 0) return nullptr;
-    PyObject* dying = item(step, 4);
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dying); ++i)
-      PyList_SetItem(values, PyLong_AsSsize_t(item(dying, i)), Py_NewRef(Py_None));
+  while (done < PyTuple_GET_SIZE(steps)) {
+    std::vector<Step> together{Step(item(steps, done), values)};
+    for (Py_ssize_t i = 1; i < together.front().together; ++i) together.emplace_back(item(steps, done + i), values);
+    for (; together.size() > 1; together.pop_back()) {
+      PyObject* result = call_steps(together);
+      if (result == nullptr) return nullptr;
+      if (result == Py_NotImplemented) {
+        Py_DECREF(result);
+        continue;
+      }
+      for (const Step& step : together)
+        if (!append(&step == &together.back() ? result : Py_NewRef(Py_None), values, step)) return nullptr;
+      break;
+    }
+    if (together.size() == 1 && !append(together.front().call(), values, together.front())) break;
+    done += static_cast<Py_ssize_t>(together.size());
   }
-  return PyLong_FromSsize_t(done);
+  return PyErr_Occurred() ? nullptr : PyLong_FromSsize_t(done);
   END_HANDLE_TH_ERRORS
 }
 

@@ -361,6 +361,18 @@ def test_frozen_batch_norms_stay_frozen_and_examples_leave_no_trace():
     assert not fused.get_submodule("1").training and fused.training and fused.get_submodule("3").training
 
 
+@pytest.mark.parametrize("followers", [[nn.ReLU()], []], ids=["relu", "nothing"])
+def test_a_convolution_without_bias(followers):
+    model = nn.Sequential(layers.Conv2d(3, 6, 3, bias=False), *followers, layers.Conv2d(6, 2, 1, bias=False)).eval()
+    inputs, fused = torch.randn(2, 3, 9, 9), fuse(model)
+    assert [type(module) for module in fused.children()] == [layers.ConvAddReLU] * 2
+    assert fused.state_dict().keys() == model.state_dict().keys()
+    expected = model(inputs)
+    torch.testing.assert_close(fused(inputs), expected)  # recording gradients
+    with torch.no_grad():
+        torch.testing.assert_close(fused(inputs), expected)
+
+
 def test_compile_of_a_fused_model():
     model, inputs = warmed(Block(WIRINGS["+="][0])), torch.randn(2, 6, 7, 7)
     fused = fuse(model)

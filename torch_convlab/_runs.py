@@ -68,7 +68,8 @@ class Run:
             hooks += [getattr(module, kind) for kind in _HOOKS]
             dimensions = 0 if type(module) is nn.Identity else module.weight.dim() - 2
             dying = {number[argument] for argument in node.args if last_use[argument] is node}
-            steps.append((vars(module), dimensions, sources[0], (*sources, -1)[1], tuple(dying)))
+            together = _together(root, nodes[nodes.index(node) :])
+            steps.append((vars(module), dimensions, sources[0], (*sources, -1)[1], tuple(dying), together))
         self._program = tuple(places.values()), tuple(hooks), tuple(steps)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -139,6 +140,28 @@ def _fits(node: fx.Node, root: nn.Module) -> bool:
     if type(layer) is ConvAddReLU:
         return not isinstance(layer.padding, str) and len(node.args) in (1, 2)
     return is_identity(node, root)
+
+
+def _together(root: nn.Module, nodes: list[fx.Node]) -> int:
+    """How many layers, from the first on, may be computed together: pointwise, depthwise and maybe pointwise again."""
+    count = 1
+    for kinds, node, follower in zip((("pointwise", "depthwise"), ("depthwise", "pointwise")), nodes, nodes[1:]):
+        if kinds != tuple(_kind(module_of(each, root)) for each in (node, follower)):
+            break
+        if list(node.users) != [follower] or follower.args[0] is not node or node in follower.args[1:]:
+            break
+        if kinds[1] == "depthwise" and len(follower.args) > 1:
+            break
+        count += 1
+    return count
+
+
+def _kind(layer: nn.Module) -> str:
+    if type(layer) is not ConvAddReLU or layer.weight.dim() != 4:
+        return ""
+    if layer.groups == 1:
+        return "pointwise" if layer.weight[0, 0].numel() == 1 else ""
+    return "depthwise" if layer.groups == len(layer.weight) and layer.weight.shape[1] == 1 else ""
 
 
 def _is_closed(nodes: list[fx.Node]) -> bool:

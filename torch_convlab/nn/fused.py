@@ -30,7 +30,8 @@ class ConvAddReLU(nn.Module):
         super().__init__()
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or conv.padding_mode != "zeros":
             raise ValueError(f"expected conv to be a Conv1d, Conv2d or Conv3d that pads with zeros, but got {conv!r}")
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight = conv.weight
+        self.register_parameter("bias", conv.bias)  # None, too
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.algorithm = getattr(conv, "algorithm", "auto")
         self.relu = as_clamp(relu)
