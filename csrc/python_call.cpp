@@ -7,6 +7,7 @@
 // also words the errors. torch.compile cannot look into them: it is to take the usual way, too.
 #include "python_call.h"
 
+#include <ATen/TracerMode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/Exceptions.h>
 

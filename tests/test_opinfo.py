@@ -205,6 +205,8 @@ def test_error_inputs(info, name):
         args, kwargs = (sample.input, *sample.args), sample.kwargs
         expected, actual = outcome(theirs, *fresh(args), **fresh(kwargs)), outcome(ours, *fresh(args), **fresh(kwargs))
         assert isinstance(expected, error.error_type)
+        if actual is None and name == "group_norm" and "to be greater than 0, got 0" in str(expected):
+            continue  # an error since torch 2.14; here, as before it, the normalization of nothing is nothing
         if type(actual) is not type(expected):
             wrong.append(f"{describe(sample)}\n  torch: {expected!r}\n  ours:  {actual!r}")
         elif not str(actual):
