@@ -43,6 +43,8 @@ CASES = {  # the block, and the input's batch, height and width
     "no padding": (lambda: Block(24, 120, 30, padding=0), 1, 40, 27),
     "much padding": (lambda: Block(24, 120, 30, padding=2), 1, 40, 27),
     "stride 3, lines that nobody reads": (lambda: Block(16, 96, 24, stride=3, kernel=2, padding=0), 1, 47, 46),
+    "more padding than kernel": (lambda: Block(24, 120, 30, padding=5), 1, 40, 27),
+    "more padding than image": (lambda: Block(24, 240, 30, kernel=2, padding=40), 1, 33, 12),
     "7x3": (lambda: Block(24, 120, 24, kernel=(7, 3), padding=(3, 1)), 3, 40, 20),
     "odd channels, no bias": (lambda: Block(7, 99, 13, bias=False), 1, 33, 35),
     "batch": (lambda: Block(32, 192, 32), 5, 14, 14),

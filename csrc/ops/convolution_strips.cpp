@@ -65,7 +65,7 @@ class Layer {
     const bool channel_is_contiguous = layout_of(layer.weight) == Layout::channels_last;
     arguments_.weight_stride_channel = channel_is_contiguous ? 1 : g.taps();
     arguments_.weight_stride_tap = channel_is_contiguous ? g.in_channels_per_group() : 1;
-    return fits(layer, input) && find_kernels(*layer.packed);
+    return fits(layer) && find_kernels(*layer.packed);
   }
 
   const ConvGeometry& geometry() const { return arguments_.geometry; }
@@ -92,7 +92,7 @@ class Layer {
 
  private:
   // What the checks of convolution_fused would let pass, as it lies in memory.
-  bool fits(const StripLayer& layer, at::IntArrayRef) const {
+  bool fits(const StripLayer& layer) const {
     const auto size = output_size();
     const auto dtype = layer.weight.dtype();
     return (!layer.bias.has_value() || (layer.bias->dim() == 1 && layer.bias->numel() == size[1] &&
@@ -139,16 +139,19 @@ class Strips {
   int64_t lines(int64_t rows) const { return (rows - 1) * g_.stride[1] + g_.kernel[1]; }  // read
 
   struct Strip {
-    int64_t image, row, rows;         // written
-    int64_t first, begin, end, last;  // read: [first, last), of which [begin, end) lie in the image
+    int64_t image, row, rows;                  // written
+    int64_t begin, end, above, inside, below;  // read: lines [begin, end) of the image, and how many lie where
   };
   Strip at(int64_t index) const {
     Strip strip;
     strip.image = index / count_, strip.row = index % count_ * rows_;
     strip.rows = std::min(rows_, g_.output[1] - strip.row);
-    strip.first = strip.row * g_.stride[1] - g_.padding[1], strip.last = strip.first + lines(strip.rows);
-    strip.begin = std::clamp<int64_t>(strip.first, 0, g_.input[1]);
-    strip.end = std::clamp<int64_t>(strip.last, strip.begin, g_.input[1]);
+    const int64_t first = strip.row * g_.stride[1] - g_.padding[1], height = g_.input[1];
+    strip.begin = std::clamp<int64_t>(first, 0, height);
+    strip.end = std::clamp<int64_t>(first + lines(strip.rows), strip.begin, height);
+    strip.inside = strip.end - strip.begin;
+    strip.above = std::clamp<int64_t>(-first, 0, lines(strip.rows));
+    strip.below = lines(strip.rows) - strip.above - strip.inside;
     return strip;
   }
 
@@ -180,16 +183,14 @@ OptionalTensor run_strips(const Tensor& input, c10::ArrayRef<StripLayer> layers)
         static_cast<T*>(thread_scratch(kStripScratch, (expanded + convolved) * static_cast<int64_t>(sizeof(T))));
     for (int64_t index = begin; index < end; ++index) {
       const auto strip = strips.at(index);
-      T* const inside = between + (strip.begin - strip.first) * line;
-      T* const behind = between + (strip.end - strip.first) * line;
-      std::fill(between, inside, T{});
-      std::fill(behind, between + (strip.last - strip.first) * line, T{});
-      if (strip.begin < strip.end)
+      T* const inside = std::fill_n(between, strip.above * line, T{});
+      std::fill_n(inside + strip.inside * line, strip.below * line, T{});
+      if (strip.inside > 0)
         expand.run(from + (strip.image * expand.geometry().input[1] + strip.begin) * expand.line_read(), inside,
-                   strip.end - strip.begin, 0);
+                   strip.inside, 0);
       const int64_t offset = (strip.image * convolve.geometry().output[1] + strip.row) * last.line_written();
       T* const target = projects ? between + expanded : to + offset;
-      convolve.run(between, target, strip.last - strip.first, 0);
+      convolve.run(between, target, strips.lines(strip.rows), 0);
       if (projects) project.run(target, to + offset, strip.rows, offset);
     }
   });
