@@ -47,15 +47,22 @@ class KeptWeight {
     at::ScalarType dtype = at::kFloat;
     Settings settings;
     std::string algorithm;
+    at::DimVector sizes, strides;  // a view may begin at the same address
 
     bool operator==(const Key& other) const {
       return data == other.data && version == other.version && dtype == other.dtype && settings == other.settings &&
-             algorithm == other.algorithm;
+             algorithm == other.algorithm && sizes == other.sizes && strides == other.strides;
     }
   };
   static Key key_of(const at::Tensor& weight, std::string_view algorithm) {
-    return {weight.storage(), weight.const_data_ptr(), weight._version(), weight.scalar_type(),
-            settings(),       std::string(algorithm)};
+    return {weight.storage(),
+            weight.const_data_ptr(),
+            weight._version(),
+            weight.scalar_type(),
+            settings(),
+            std::string(algorithm),
+            at::DimVector(weight.sizes()),
+            at::DimVector(weight.strides())};
   }
 
   Key key_;

@@ -264,7 +264,7 @@ PyObject* call_together(const std::vector<PyObject* const*>& layers, Py_ssize_t 
     if (!call.plain || call.kept == nullptr || c10::GradMode::is_enabled()) return usual_way();
     const Parameters& p = call.parameters;
     strips.push_back({*call.weight, call.bias, call.residual, call.kept->if_current(*call.weight, p.algorithm),
-                      call.lower, call.upper, p.stride, p.padding, p.dilation, p.groups});
+                      call.lower, call.upper, p.stride, p.padding, p.dilation, p.groups, p.algorithm});
     if (!strips.back().packed.has_value()) return usual_way();
   }
   OptionalTensor output;

@@ -1,11 +1,13 @@
 // Fused convolutions in a row (torch_convlab/_runs.py), called without the interpreter between them.
 //
 // Each layer is called as nn.ConvAddReLU.forward calls it, with the attributes that it has at that time. Before the
-// first one it is made sure that calling the modules would do the same: no module was put in another's place, and none
-// has a hook. A layer that wants the usual way (python_call.h) ends the run.
+// first one it is made sure that calling the modules would do the same (`stands`). A layer that wants the usual way
+// (python_call.h) ends the run.
 #include "python_run.h"
 
 #include <torch/csrc/Exceptions.h>
+
+#include <vector>
 
 #include "python_call.h"
 
@@ -16,18 +18,54 @@ PyObject* item(PyObject* tuple, Py_ssize_t index) { return PyTuple_GET_ITEM(tupl
 
 PyObject* name_of(const char* text) { return PyUnicode_InternFromString(text); }
 
-// (modules of a container, name, module): whether each is where it was.
+PyObject* attribute_of(PyObject* attributes, PyObject* name) { return PyDict_GetItemWithError(attributes, name); }
+
+// (attributes of a container, name, module): whether each module is where it was.
 bool in_place(PyObject* places) {
+  static PyObject* const modules = name_of("_modules");
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(places); ++i) {
-    PyObject* place = item(places, i);
-    if (PyDict_GetItemWithError(item(place, 0), item(place, 1)) != item(place, 2)) return false;
+    PyObject *place = item(places, i), *own = attribute_of(item(place, 0), modules);
+    if (own == nullptr || !PyDict_Check(own) || attribute_of(own, item(place, 1)) != item(place, 2)) return false;
   }
   return true;
 }
 
-bool all_empty(PyObject* dicts) {
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); ++i)
-    if (PyDict_Size(item(dicts, i)) != 0) return false;
+// (class, name, function): whether each class still has it.
+bool have_their_code(PyObject* code) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(code); ++i) {
+    PyObject* each = item(code, i);
+    const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(item(each, 0), item(each, 1)));
+    if (found.ptr() != item(each, 2)) return false;
+  }
+  return true;
+}
+
+bool is_empty(PyObject* dict) { return dict != nullptr && PyDict_Check(dict) && PyDict_Size(dict) == 0; }
+
+// Whether calling a module is calling its class's `forward`: it has neither hooks nor a forward pass of its own.
+bool is_plain(PyObject* module, PyObject* attributes, PyObject* code) {
+  static PyObject *const own[] = {name_of("forward"), name_of("_compiled_call_impl")},
+                         *const hooks[] = {name_of("_forward_hooks"), name_of("_forward_pre_hooks"),
+                                           name_of("_backward_hooks"), name_of("_backward_pre_hooks")};
+  auto* const kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
+  bool known = false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(code); ++i) known |= item(item(code, i), 0) == kind;
+  for (PyObject* name : own) {
+    PyObject* found = attribute_of(attributes, name);
+    known &= found == nullptr || found == Py_None;
+  }
+  for (PyObject* name : hooks) known &= is_empty(attribute_of(attributes, name));
+  return known;
+}
+
+// Whether the steps stand for what calling the modules would do.
+bool stands(PyObject* program) {
+  PyObject *code = item(program, 1), *hooks = item(program, 2), *steps = item(program, 3);
+  if (!in_place(item(program, 0)) || !have_their_code(code)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks); ++i)
+    if (!is_empty(item(hooks, i))) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(steps); ++i)
+    if (!is_plain(item(item(steps, i), 0), item(item(steps, i), 1), code)) return false;
   return true;
 }
 
@@ -77,12 +115,12 @@ struct Step {
   Py_ssize_t together;
 
   Step(PyObject* step, PyObject* values)
-      : attributes(item(step, 0)), dimensions(item(step, 1)), dying(item(step, 4)), together(number(item(step, 5))) {
+      : attributes(item(step, 1)), dimensions(item(step, 2)), dying(item(step, 5)), together(number(item(step, 6))) {
     const auto value = [&](PyObject* index) {
       const Py_ssize_t i = number(index);
       return i < 0 || i >= PyList_GET_SIZE(values) ? Py_None : PyList_GET_ITEM(values, i);
     };
-    source = value(item(step, 2)), residual = value(item(step, 3));
+    source = value(item(step, 3)), residual = value(item(step, 4));
   }
   static Py_ssize_t number(PyObject* object) { return PyLong_AsSsize_t(object); }
   // What the layer returns, NotImplemented for the usual way, or null with an exception; a new reference.
@@ -116,17 +154,17 @@ bool append(PyObject* result, PyObject* values, const Step& step) {
 }
 
 // program, values: appends to the list `values` what the layers return, as far as it gets; how many of them those are.
-// Program: (places, dicts of hooks, steps); step: (attributes of the layer, spatial dimensions or 0 for an identity,
-// number of the input, number of the residual or -1, numbers of the values that nobody reads afterwards, how many
-// layers, this one included, may be computed together, so that None stands for what all but the last return).
+// Program: (places, code, dicts of hooks, steps); step: (layer, its attributes, spatial dimensions or 0 for an
+// identity, number of the input, number of the residual or -1, numbers of the values that nobody reads afterwards, how
+// many layers, this one included, may be computed together, so that None stands for what all but the last return).
 PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 2 && PyTuple_Check(arguments[0]) && PyTuple_GET_SIZE(arguments[0]) == 3 &&
+  TORCH_CHECK(count == 2 && PyTuple_Check(arguments[0]) && PyTuple_GET_SIZE(arguments[0]) == 4 &&
                   PyList_CheckExact(arguments[1]),
               "run takes a program and a list of values");
-  PyObject *program = arguments[0], *values = arguments[1], *steps = item(program, 2);
+  PyObject *program = arguments[0], *values = arguments[1], *steps = item(program, 3);
   Py_ssize_t done = 0;
-  if (!in_place(item(program, 0)) || !all_empty(item(program, 1))) return PyLong_FromSsize_t(done);
+  if (!stands(program)) return PyErr_Occurred() ? nullptr : PyLong_FromSsize_t(done);
   while (done < PyTuple_GET_SIZE(steps)) {
     std::vector<Step> together{Step(item(steps, done), values)};
     for (Py_ssize_t i = 1; i < together.front().together; ++i) together.emplace_back(item(steps, done + i), values);

@@ -210,11 +210,95 @@ def test_copies(make):
     model, input = fused(), images()
     before = model(input)
     made = make(model)
+    assert isinstance(made, RunningGraphModule) and not made.training
+    assert len(made._runs) == 1 and made._runs[0] is not model._runs[0]
     assert torch.equal(made(input), before) and made.state_dict().keys() == model.state_dict().keys()
     if make is not copy.copy:  # which shares its layers
         made.a.weight.zero_()
         assert torch.equal(model(input), before) and not torch.equal(made(input), before)
     torch.testing.assert_close(made(input), by_layers(made, input), rtol=0, atol=0)
+    again = make(made)
+    assert isinstance(again, RunningGraphModule) and torch.equal(again(input), made(input))
+
+
+class Doubling(layers.ConvAddReLU):
+    def forward(self, *inputs):
+        return 2 * super().forward(*inputs)
+
+
+def doubled(forward):
+    return lambda *arguments, **keywords: 2 * forward(*arguments, **keywords)
+
+
+CODE = {  # what others may put in the place of a layer's code
+    "forward of the instance": lambda layer, patch: patch.setattr(layer, "forward", doubled(layer.forward)),
+    "forward of the class": lambda layer, patch: patch.setattr(type(layer), "forward", doubled(type(layer).forward)),
+    "call of every module": lambda layer, patch: patch.setattr(nn.Module, "__call__", doubled(nn.Module.__call__)),
+    "class": lambda layer, patch: setattr(layer, "__class__", Doubling),
+    "compiled": lambda layer, patch: layer.__setattr__("_compiled_call_impl", doubled(layer.forward)),
+}
+
+
+@pytest.mark.parametrize("what", CODE)
+@torch.no_grad()
+def test_code_that_others_replace_runs(what, monkeypatch):
+    model, input = fused(), images()
+    before = model(input)
+    CODE[what](model.c, monkeypatch)
+    assert not torch.equal(model(input), before)
+    torch.testing.assert_close(model(input), nn.Module.__call__(model, input), rtol=0, atol=0)
+    assert _C.run(model._runs[0]._program, [input]) == 0
+
+
+@torch.no_grad()
+def test_other_dicts_of_hooks_and_modules_count():
+    model, other, input, seen = fused(), fused(seed=1), images(), []
+    model(input)
+    model.b._forward_hooks = type(model.b._forward_hooks)()
+    model.b.register_forward_hook(lambda module, args, output: seen.append(module))
+    model(input)
+    assert seen == [model.b]
+    model._modules = dict(other._modules)
+    torch.testing.assert_close(model(input), other(input), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_views_of_a_weight_are_other_weights():
+    model, input = fused(), images().contiguous(memory_format=torch.channels_last)
+    model(input)
+    for layer, axes in ((model.c, (0, 1)), (model.b, (2, 3))):
+        layer.weight = nn.Parameter(layer.weight.detach().transpose(*axes))
+        bias = layer.bias
+        expected = torch.nn.functional.conv2d(torch.ones(1, 8, 9, 9), layer.weight, bias, padding=layer.padding).relu()
+        twin = torch.ones(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+        model(input)
+        torch.testing.assert_close(layer(twin), expected)
+        torch.testing.assert_close(model(input), fuse(copy.deepcopy(model))(input))
+
+
+@torch.no_grad()
+def test_names_that_the_runs_might_take():
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.run_0, model.run, model._run_0 = (layers.Conv2d(8, 8, 1) for _ in range(3))
+    model.forward = None
+    wired = type(
+        "Named", (nn.Module,), {"forward": lambda self, x: torch.sin(self.run_0(x)) + self.run(self._run_0(x))}
+    )()
+    wired.run_0, wired.run, wired._run_0 = model.run_0, model.run, model._run_0
+    input = images(8)
+    expected = wired.eval()(input)
+    torch.testing.assert_close(fuse(wired)(input), expected)
+
+
+def test_a_graph_whose_layers_are_yet_to_come():
+    graph = fx.Graph()
+    graph.output(graph.call_module("later", (graph.placeholder("input"),)))
+    model = RunningGraphModule(nn.Module(), fx.Graph())
+    model.graph = graph
+    assert model._runs == []
+    model.later = nn.ReLU()
+    assert torch.equal(model(-torch.ones(2)), torch.zeros(2))
 
 
 @torch.no_grad()
@@ -241,18 +325,20 @@ def test_tracers_and_compilers_see_the_layers():
 
 @torch.no_grad()
 def test_many_threads():
-    model, inputs = fused(), [torch.randn(1, 3, 9 + i, 9) for i in range(4)]
-    expected, wrong = [by_layers(model, input) for input in inputs], []
+    torch.manual_seed(0)
+    expand, depthwise, project = layers.Conv2d(3, 96, 1), layers.Conv2d(96, 96, 3, groups=96), layers.Conv2d(96, 8, 1)
+    block = fuse(nn.Sequential(expand, nn.ReLU(), depthwise, nn.ReLU(), project).eval())
+    for model, height in ((fused(), 9), (block, 60)):
+        inputs = [images()[:1].repeat(1, 1, height // 9, 3 + i).to(memory_format=torch.channels_last) for i in range(4)]
+        expected, right = [by_layers(model, input) for input in inputs], []
 
-    def work(index):
-        for _ in range(50):
+        def work(index, model=model, inputs=inputs, expected=expected, right=right):
             with torch.no_grad():
-                if not torch.equal(model(inputs[index]), expected[index]):
-                    wrong.append(index)
+                right.append(all(torch.equal(model(inputs[index]), expected[index]) for _ in range(50)))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert right == [True] * 4

@@ -63,14 +63,14 @@ def fused(block: nn.Module) -> fx.GraphModule:
     return fuse(block.eval())
 
 
-def taken_together(run: Run, input: torch.Tensor) -> bool:
-    """Whether the run has no values for what lies between the layers."""
-    places, hooks, steps = run._program
-    values = [input]
+def unseen(run: Run, input: torch.Tensor) -> int:
+    """How many of the layers return what nobody gets to see."""
+    places, code, hooks, steps = run._program
+    values, count = [input], len(steps)
     with torch.no_grad():
-        assert _C.run((places, hooks, tuple((*step[:4], (), step[5]) for step in steps)), values) == len(steps)
-    between = [value for value, step in zip(values[1:], steps) if type(step) is tuple][:-1]
-    return all(value is None for value in between)
+        assert _C.run((places, code, hooks, tuple((*step[:5], (), step[6]) for step in steps)), values) == count
+    assert values[-1] is not None
+    return sum(value is None for value in values[1:])
 
 
 def check(model, input, together=True):
@@ -78,7 +78,7 @@ def check(model, input, together=True):
         expected = fx.Interpreter(model).run(input)
         for _ in range(2):  # the first call packs the weights
             assert torch.equal(model(input), expected)
-        assert taken_together(model._runs[0], input) == together
+        assert unseen(model._runs[0], input) == (len(model._runs[0]._paths) - 1 if together else 0)
     return expected
 
 
@@ -149,12 +149,60 @@ def test_changed_weights_and_settings_count():
         check(model, input)
     check(model, images(2, 24, 33, 31))  # of another size
     model.project.algorithm = "naive"  # of which no weight is packed
-    check(model, input, together=False)
+    model(input)
+    assert unseen(model._runs[0], input) == 1  # the other two
     model.project.algorithm = "auto"
     handle = model.depthwise.register_forward_hook(lambda module, args, output: output * 2)
     hooked = model(input)
     handle.remove()
     assert not torch.equal(hooked, check(model, input))
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "naive"])
+@torch.no_grad()
+def test_algorithms_that_cannot_take_some_lines_by_themselves(algorithm):
+    model, input = fused(Block(24, 144, 24)), images(1, 24, 80, 60)
+    model.depthwise.algorithm = algorithm
+    check(model, input, together=False)
+    model.depthwise.algorithm = "auto"
+    with backends.flags(algorithm=algorithm):
+        check(model, input, together=False)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@torch.no_grad()
+def test_strassen_depends_on_how_pixels_are_cut(threads):
+    """Weights packed for another size, by another algorithm than the layers would take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = fused(Block(512, 512, 512))
+        for size in ((1, 512, 40, 7), (2, 512, 30, 4), (1, 512, 40, 7)):
+            input, fresh = images(*size), fused(Block(512, 512, 512))
+            expected = fx.Interpreter(fresh).run(input)
+            for _ in range(2):
+                assert torch.equal(model(input), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "layer, name, value",
+    [
+        ("depthwise", "stride", (0, 0)),
+        ("depthwise", "stride", (-1, 1)),
+        ("depthwise", "padding", (-1, 0)),
+        ("expand", "dilation", (0, 1)),
+        ("project", "stride", (0, 1)),
+    ],
+)
+@torch.no_grad()
+def test_impossible_parameters(layer, name, value):
+    model, input = fused(Block(24, 144, 24)), images(1, 24, 40, 40)
+    model(input)
+    setattr(model.get_submodule(layer), name, value)
+    with pytest.raises(RuntimeError, match=name):
+        model(input)
 
 
 @torch.no_grad()

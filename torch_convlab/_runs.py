@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,11 @@ from ._graph import is_identity, module_of
 from .nn import ConvAddReLU
 
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+# What a run stands for; others may put something else in their place.
+_CODE = tuple(
+    (kind, name, getattr(kind, name))
+    for kind, name in ((nn.Module, "__call__"), (ConvAddReLU, "forward"), (nn.Identity, "forward"))
+)
 
 
 class RunningGraphModule(fx.GraphModule):
@@ -44,6 +49,21 @@ class RunningGraphModule(fx.GraphModule):
         made.forward = forward
         return code
 
+    def __copy__(self):
+        return _running(copy.copy, super().__copy__())
+
+    def __reduce__(self):
+        return _running, super().__reduce__()
+
+
+def _running(make: Callable, arguments) -> RunningGraphModule:
+    """Of the plain `torch.fx.GraphModule` that torch makes of a copy, one that calls runs."""
+    plain = make(*arguments) if isinstance(arguments, tuple) else make(arguments)
+    made = RunningGraphModule(plain, plain.graph, class_name=type(plain).__name__)
+    vars(made).update({name: value for name, value in vars(plain).items() if name not in vars(made)})
+    made.training = plain.training
+    return made
+
 
 class Run:
     """Layers in a row. Values are numbered: the inputs, then what each layer returns, of which the last is the result.
@@ -57,26 +77,25 @@ class Run:
     def __init__(self, root: nn.Module, nodes: list[fx.Node], inputs: list[fx.Node]):
         number = {node: index for index, node in enumerate([*inputs, *nodes])}
         last_use = {argument: node for node in nodes for argument in node.args}
-        self._modules = root._modules  # not the root, to which this run belongs
+        self._root = vars(root)
         self._paths = [node.target.split(".") for node in nodes]
         self._sources = [[number[argument] for argument in node.args] for node in nodes]
         places, steps = {}, []
-        hooks = [getattr(calls, "_global" + kind) for kind in _HOOKS]
-        for node, path, sources in zip(nodes, self._paths, self._sources):
-            for container, name, module in _places(self._modules, path):
+        for index, (node, path, sources) in enumerate(zip(nodes, self._paths, self._sources)):
+            for container, name, module in _places(self._root, path):
                 places[id(container), name] = container, name, module
-            hooks += [getattr(module, kind) for kind in _HOOKS]
             dimensions = 0 if type(module) is nn.Identity else module.weight.dim() - 2
-            dying = {number[argument] for argument in node.args if last_use[argument] is node}
-            together = _together(root, nodes[nodes.index(node) :])
-            steps.append((vars(module), dimensions, sources[0], (*sources, -1)[1], tuple(dying), together))
-        self._program = tuple(places.values()), tuple(hooks), tuple(steps)
+            dying = tuple({number[argument] for argument in node.args if last_use[argument] is node})
+            source, residual = (*sources, -1)[:2]
+            steps.append((module, vars(module), dimensions, source, residual, dying, _together(root, nodes[index:])))
+        hooks = tuple(getattr(calls, "_global" + kind) for kind in _HOOKS)
+        self._program = tuple(places.values()), _CODE, hooks, tuple(steps)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         values = list(inputs)
         done = _C.run(self._program, values)
         for path, sources in zip(self._paths[done:], self._sources[done:]):
-            *_, (_, _, layer) = _places(self._modules, path)
+            *_, (_, _, layer) = _places(self._root, path)
             values.append(layer(*(values[source] for source in sources)))
         return values[-1]
 
@@ -84,27 +103,35 @@ class Run:
         return type(None), ()
 
 
-def _places(modules: dict[str, nn.Module], path: list[str]) -> Iterator[tuple[dict, str, nn.Module]]:
-    """(modules of a container, name, module) along a path."""
+def _places(root: dict, path: list[str]) -> Iterator[tuple[dict, str, nn.Module]]:
+    """(attributes of a container, name, module) along a path, from the attributes of the root."""
+    attributes = root
     for name in path:
-        yield modules, name, modules[name]
-        modules = modules[name]._modules
+        module = attributes["_modules"][name]
+        yield attributes, name, module
+        attributes = vars(module)
 
 
 def _compile(root: fx.GraphModule):
     """The runs of the module's graph, and a forward pass that calls them."""
     if type(root.graph._codegen) is not fx.graph.CodeGen:  # one that takes the arguments apart
         return [], None
-    graph, runs = copy.deepcopy(root.graph), []
-    for nodes in _find(root, graph):
+    graph, runs, prefix = copy.deepcopy(root.graph), [], "run"
+    while any(node.op == "call_module" and node.target.startswith(prefix) for node in graph.nodes):
+        prefix = "_" + prefix
+    try:
+        found = list(_find(root, graph))
+    except AttributeError:  # a graph whose layers are yet to come
+        return [], None
+    for nodes in found:
         inputs = list(dict.fromkeys(argument for node in nodes for argument in node.args if argument not in nodes))
         with graph.inserting_after(nodes[-1]):
-            call = graph.call_module(f"run_{len(runs)}", tuple(inputs))
+            call = graph.call_module(f"{prefix}_{len(runs)}", tuple(inputs))
         runs.append(Run(root, nodes, inputs))
         nodes[-1].replace_all_uses_with(call)
         for node in reversed(nodes):
             graph.erase_node(node)
-    names = {f" = self.run_{index}(": f" = self._runs[{index}](" for index in range(len(runs))}
+    names = {f" = self.{prefix}_{index}(": f" = self._runs[{index}](" for index in range(len(runs))}
 
     def transform(line: str) -> str:
         name = next((name for name in names if name in line), None)

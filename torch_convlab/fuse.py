@@ -56,8 +56,8 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     Returns:
         A `torch.fx.GraphModule` that shares Parameters, buffers and the layers that are not fused with `model`, under
         the same names; or `model` itself, if nothing but batch norms was fused. A second call finds nothing to do.
-        In eval mode it calls convolutions that follow each other together, unless one has a hook, and computes blocks of
-        pointwise, depthwise and pointwise convolutions in channels_last a strip of lines at a time.
+        In eval mode it calls convolutions that follow each other together, unless one has a hook, and computes blocks
+        of pointwise, depthwise and pointwise convolutions in channels_last a strip of lines at a time.
 
     Raises:
         RuntimeError: outputs or gradients on `example_inputs` changed beyond rounding (`model` is then as it was).

@@ -4,11 +4,15 @@
 // back. What lies between are their largest tensors, which leave the caches before they are read. Here each thread
 // takes some lines through all layers by itself, in scratch memory that stays in its L2. Cost: that of the layers, and
 // the lines that two strips read are expanded twice. Memory: per thread about 2 * kStripBytes, in place of the tensors
-// between. Limits: channels_last, two dimensions, packed weights; nothing is gained where the tensors between are
-// small, and lost where strips share many of their lines.
+// between. Limits: channels_last, two dimensions, packed weights, algorithms whose results do not depend on how lines
+// are cut; nothing is gained where the tensors between are small, and lost where strips share many of their lines.
+// Lines of the padding are zeros that are multiplied: an infinite weight makes NaN of them.
 #include "convolution_strips.h"
 
 #include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
 
 #include "convolution_cpu.h"
 
@@ -28,6 +32,12 @@ bool all(at::IntArrayRef values, int64_t value) {
   return std::all_of(values.begin(), values.end(), [&](int64_t each) { return each == value; });
 }
 
+bool is_valid(const StripLayer& layer) {
+  const auto least = [](at::IntArrayRef values, int64_t value) {
+    return values.size() == 2 && std::all_of(values.begin(), values.end(), [&](int64_t each) { return each >= value; });
+  };
+  return least(layer.stride, 1) && least(layer.padding, 0) && least(layer.dilation, 1);
+}
 bool is_pointwise(const StripLayer& layer, int64_t channels) {
   const Tensor& weight = layer.weight;
   return weight.dim() == 4 && weight.size(1) == channels && all(weight.sizes().slice(2), 1) && layer.groups == 1 &&
@@ -65,7 +75,7 @@ class Layer {
     const bool channel_is_contiguous = layout_of(layer.weight) == Layout::channels_last;
     arguments_.weight_stride_channel = channel_is_contiguous ? 1 : g.taps();
     arguments_.weight_stride_tap = channel_is_contiguous ? g.in_channels_per_group() : 1;
-    return fits(layer) && find_kernels(*layer.packed);
+    return fits(layer) && find_kernels(layer);
   }
 
   const ConvGeometry& geometry() const { return arguments_.geometry; }
@@ -101,14 +111,29 @@ class Layer {
                                             is_channels_last(*layer.residual) && layer.residual->dtype() == dtype)) &&
            layer.packed.has_value() && layer.packed->numel() >= static_cast<int64_t>(sizeof(PackedHeader));
   }
-  bool find_kernels(const Tensor& packed) {
-    const auto* header = static_cast<const PackedHeader*>(packed.const_data_ptr());
-    const auto algorithm = static_cast<Algorithm>(header->fields[0]);
+  bool find_kernels(const StripLayer& layer) {
+    const Tensor& packed = *layer.packed;
+    const auto algorithm = static_cast<Algorithm>(static_cast<const PackedHeader*>(packed.const_data_ptr())->fields[0]);
+    if (!cuts_lines(algorithm) || !is_taken(algorithm, layer)) return false;
     kernels_ = cpu::conv_kernels<T>(algorithm, arguments_);
     const cpu::ConvPlan plan = kernels_.plan(arguments_);
     arguments_.packed = const_cast<char*>(static_cast<const char*>(packed.const_data_ptr())) + sizeof(PackedHeader);
     return !joins_map(algorithm, arguments_.geometry) && is_plain(plan) &&
            PackedHeader(algorithm, arguments_, Layout::channels_last, plan).heads(packed);
+  }
+  // Whether a line's results are the same to the bit whichever lines are computed with it, and need no workspace.
+  static bool cuts_lines(Algorithm algorithm) {
+    return algorithm == Algorithm::implicit_gemm || algorithm == Algorithm::direct || algorithm == Algorithm::depthwise;
+  }
+  // Whether the layer by itself would be computed by this algorithm.
+  bool is_taken(Algorithm algorithm, const StripLayer& layer) const {
+    if (layer.algorithm != "auto") return layer.algorithm == algorithm_name(algorithm);
+    if (settings().autotune && settings().algorithm < 0) return false;
+    ConvGeometry joined = geometry();
+    join_axes(joined);
+    const Dtype dtype = dtype_of(layer.weight.scalar_type(), "convolution");
+    return choose_algorithm({joined, Pass::forward, dtype, Device::cpu, false, true, Layout::channels_last}) ==
+           algorithm;
   }
   static bool is_plain(const cpu::ConvPlan& plan) {
     return plan.rounds == 1 && plan.prepare_tasks == 0 && plan.finish_tasks == 0 && plan.shared_bytes == 0;
@@ -201,6 +226,7 @@ OptionalTensor run_strips(const Tensor& input, c10::ArrayRef<StripLayer> layers)
 
 OptionalTensor convolution_strips(const Tensor& input, c10::ArrayRef<StripLayer> layers) {
   if (layers.size() < 2 || layers.size() > 3 || !is_channels_last(input) || input.numel() == 0) return std::nullopt;
+  if (!std::all_of(layers.begin(), layers.end(), is_valid)) return std::nullopt;
   const int64_t channels = layers[0].weight.numel() > 0 ? layers[0].weight.size(0) : 0;
   const int64_t bytes = input.numel() / input.size(1) * channels * input.element_size();
   if (bytes < kLeastBytes || !is_pointwise(layers[0], input.size(1)) || layers[0].residual.has_value() ||

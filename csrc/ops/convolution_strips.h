@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 
 #include "../clamp.h"
 
@@ -13,6 +14,7 @@ struct StripLayer {
   Bound lower, upper;
   at::IntArrayRef stride, padding, dilation;
   int64_t groups;
+  std::string_view algorithm;
 };
 
 // A pointwise convolution, the depthwise one that reads it and, if there is a third layer, the pointwise one that reads
