@@ -4,7 +4,7 @@ DEMO ?=
 BENCH ?= all
 
 # The kernels of every algorithm, pass and memory format, without the slow definition and the float64 copies of them.
-SANITIZED ?= tests/test_convolution.py tests/test_convolution_values.py tests/test_fused.py tests/test_pooling.py tests/test_normalization.py -k "not naive and not float64"
+SANITIZED ?= tests/test_convolution.py tests/test_convolution_values.py tests/test_fused.py tests/test_runs.py tests/test_strips.py tests/test_pooling.py tests/test_normalization.py -k "not naive and not float64 and not compilers"
 STAGES ?= build test bench sanitize
 OUT ?= bench/results
 
