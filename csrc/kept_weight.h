@@ -32,7 +32,7 @@ class KeptWeight {
     }
     return packed_;
   }
-  // As it was last packed, for inputs of whatever size; none if the weight or the settings have changed since.
+  // As it was last packed, for inputs of whatever size; none if the weight, the algorithm or the settings changed.
   std::optional<at::Tensor> if_current(const at::Tensor& weight, std::string_view algorithm) const {
     const bool current = packed_.has_value() && !weight.is_inference() && key_ == key_of(weight, algorithm);
     return current ? packed_ : std::nullopt;
