@@ -44,8 +44,8 @@ class GemmChannelsLast {
     const int64_t rows = t_.rows();
     row_blocks_ = std::max<int64_t>(1, divide_up(rows, rows_of_block()));
     block_rows_ = divide_up(rows, row_blocks_);
-    const int64_t blocks = t_.phase_count * g.groups * row_blocks_;
-    column_blocks_ = std::min(weights_.count(), divide_up(enough_tasks(arguments.threads), blocks));
+    by_columns_ = t_.weight_is_larger();
+    column_blocks_ = weights_.blocks(t_.phase_count * g.groups * row_blocks_);
     block_panels_ = divide_up(weights_.count(), column_blocks_);
     column_blocks_ = divide_up(weights_.count(), block_panels_);
     patch_stride_ = round_up(weights_.depth(), lanes<S>) + lanes<S>;
@@ -56,6 +56,7 @@ class GemmChannelsLast {
     plan.pack_tasks = weights_.tasks();
     plan.run_tasks = t_.phase_count * t_.geometry.groups * row_blocks_ * column_blocks_;
     plan.packed_bytes = weights_.bytes();
+    plan.packs_in_place = by_columns_ && t_.geometry.groups * column_blocks_ >= arguments_.threads;
     Carver count(nullptr);
     carve(count);
     plan.scratch_bytes = count.used();
@@ -69,9 +70,9 @@ class GemmChannelsLast {
     // Phases differ in work, so neighbouring tasks, which one thread computes, are of different ones.
     const Phase phase = t_.phase(task % t_.phase_count);
     task /= t_.phase_count;
-    const int64_t column_block = task % column_blocks_;
-    const int64_t row_block = task / column_blocks_ % row_blocks_;
     const int64_t group = task / column_blocks_ / row_blocks_;
+    const int64_t column_block = by_columns_ ? task / row_blocks_ % column_blocks_ : task % column_blocks_;
+    const int64_t row_block = by_columns_ ? task % row_blocks_ : task / column_blocks_ % row_blocks_;
     const int64_t total = t_.geometry.batch * phase.pixels(), begin = row_block * block_rows_;
     const int64_t rows = std::min(block_rows_, total - begin);
     if (rows <= 0) return;
@@ -393,6 +394,7 @@ class GemmChannelsLast {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool copies_patches_, lines_, merged_, pointwise_, streams_, past_caches_;
+  bool by_columns_;  // threads share out the weight: see Transfer::weight_is_larger
   WeightPanels<T> weights_;
   int64_t tap_depth_;  // rows of a tap in a panel
   int64_t row_blocks_, block_rows_, column_blocks_, block_panels_, patch_stride_;

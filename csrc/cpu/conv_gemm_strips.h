@@ -49,7 +49,8 @@ class GemmStrips {
     strips_ = divide_up(rows, strip_);
     strip_ = divide_up(rows, strips_);
     weights_ = WeightPanels<T>(arguments_, t_, channels_, lines_);
-    column_blocks_ = std::min(weights_.count(), divide_up(enough, others * strips_));
+    by_columns_ = t_.weight_is_larger();
+    column_blocks_ = weights_.blocks(others * strips_);
     block_panels_ = divide_up(weights_.count(), column_blocks_);
     column_blocks_ = divide_up(weights_.count(), block_panels_);
   }
@@ -58,6 +59,7 @@ class GemmStrips {
     ConvPlan plan;
     plan.pack_tasks = weights_.tasks();
     plan.packed_bytes = weights_.bytes();
+    plan.packs_in_place = by_columns_ && t_.geometry.groups * column_blocks_ >= arguments_.threads;
     plan.run_tasks = t_.phase_count * t_.geometry.groups * images_ * strips_ * segments_ * column_blocks_;
     Carver count(nullptr);
     carve(count);
@@ -72,11 +74,11 @@ class GemmStrips {
     Phase phase = t_.phase(task % t_.phase_count);  // fastest: phases differ in work
     for (AxisPhase& axis : phase.axis) axis = axis.ascending();
     task /= t_.phase_count;
-    const int64_t column_block = task % column_blocks_;
-    task /= column_blocks_;
-    const int64_t x = task % segments_ * segment_, y = task / segments_ % strips_ * strip_;
-    task /= segments_ * strips_;
-    const int64_t image = task % images_, group = task / images_, planes = images_ / t_.geometry.batch;
+    const int64_t blocks = segments_ * strips_ * images_, group = task / blocks / column_blocks_;
+    const int64_t column_block = by_columns_ ? task / blocks % column_blocks_ : task % column_blocks_;
+    const int64_t block = by_columns_ ? task % blocks : task / column_blocks_ % blocks;
+    const int64_t x = block % segments_ * segment_, y = block / segments_ % strips_ * strip_;
+    const int64_t image = block / segments_ / strips_, planes = images_ / t_.geometry.batch;
     const Strip strip{image / planes,
                       image % planes,
                       y,
@@ -217,6 +219,7 @@ class GemmStrips {
   const ConvArguments<T>& arguments_;
   Transfer<T> t_;
   bool lines_;
+  bool by_columns_;  // threads share out the weight: see Transfer::weight_is_larger
   int64_t channels_, pixel_, images_, segment_, segments_, strip_ = 1, strips_;
   StripReach reach_;
   WeightPanels<T> weights_;

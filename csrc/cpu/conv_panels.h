@@ -25,6 +25,12 @@ class WeightPanels {
 
   int64_t count() const { return count_; }
   int64_t depth() const { return depth_; }  // rows of a panel
+  // Into how many blocks to cut the panels for enough tasks with the `others` there are.
+  int64_t blocks(int64_t others) const {
+    const int threads = arguments_->threads;
+    const int64_t wanted = divide_up(enough_tasks(threads), others);
+    return std::min(count_, t_->weight_is_larger() ? round_up(wanted, threads) : wanted);
+  }
 
   int64_t tasks() const { return t_->geometry.groups * count_ * t_->geometry.taps(); }
   int64_t bytes() const { return t_->geometry.groups * group_size() * static_cast<int64_t>(sizeof(S)); }

@@ -140,6 +140,12 @@ struct Transfer {
 
   int64_t read_pixels() const { return read_size[0] * read_size[1] * read_size[2]; }
   int64_t written_pixels() const { return written_size[0] * written_size[1] * written_size[2]; }
+  // Whether threads had better share out the written channels than the pixels: what each of them packs of the weight,
+  // and reads of it again and again, is its own then.
+  bool weight_is_larger() const {
+    return geometry.weight_elements() >
+           (pass == Pass::forward ? geometry.input_elements() : geometry.output_elements());
+  }
   // Whether the channels of whole pixels, channels last, are written past the caches.
   bool past_caches() const {
     const bool forward = pass == Pass::forward;
