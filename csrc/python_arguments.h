@@ -54,6 +54,7 @@ class Arguments {
     const at::Tensor* present = tensor();
     return present == nullptr ? std::nullopt : OptionalTensor(*present);
   }
+  bool at_end() const { return next_ == end_; }
   bool tensor_is_next() const { return next_ != end_ && THPVariable_Check(*next_); }
   // Of a class that pybind11 knows; null for None.
   template <class Value>

@@ -70,6 +70,7 @@ struct FusedCall {
   OptionalTensor bias, residual, packed;
   KeptWeight* kept = nullptr;
   Bound lower, upper;
+  std::string_view gate = "none";
   Parameters parameters;
   bool plain;
 
@@ -84,6 +85,7 @@ struct FusedCall {
       kept = take.object<KeptWeight>();
     lower = take.bound(), upper = take.bound();
     parameters = take.parameters(dimensions);
+    if (!take.at_end()) gate = take.text();
     plain = take.plain() && input->dim() == dimensions + 2 && weight->dim() == dimensions + 2;
   }
 };
@@ -250,7 +252,7 @@ PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   return result_of([&] {
     const Parameters& p = call.parameters;
     return convolution_fused(*call.input, *call.weight, call.bias, call.residual, call.packed, call.lower, call.upper,
-                             p.stride, p.padding, p.dilation, p.groups, p.algorithm);
+                             p.stride, p.padding, p.dilation, p.groups, p.algorithm, call.gate);
   });
   END_HANDLE_TH_ERRORS
 }
@@ -264,7 +266,7 @@ PyObject* call_together(const std::vector<PyObject* const*>& layers, Py_ssize_t 
     if (!call.plain || call.kept == nullptr || c10::GradMode::is_enabled()) return usual_way();
     const Parameters& p = call.parameters;
     strips.push_back({*call.weight, call.bias, call.residual, call.kept->if_current(*call.weight, p.algorithm),
-                      call.lower, call.upper, p.stride, p.padding, p.dilation, p.groups, p.algorithm});
+                      call.lower, call.upper, p.stride, p.padding, p.dilation, p.groups, p.algorithm, call.gate});
     if (!strips.back().packed.has_value()) return usual_way();
   }
   OptionalTensor output;

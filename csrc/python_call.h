@@ -9,7 +9,7 @@ namespace convlab {
 void add_python_calls(pybind11::module_& module);
 
 // _C.convolution: dimensions, input, weight, bias, residual, packed (a tensor, a KeptWeight or None), lower, upper,
-// stride, padding, dilation, groups, algorithm.
+// stride, padding, dilation, groups, algorithm and, if there is one, the gate.
 PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 // Some of them, each of what the one before returns (but the first, their own inputs are not looked at), as
 // ops/convolution_strips.h has it; NotImplemented for the usual way.

@@ -71,7 +71,7 @@ bool stands(PyObject* program) {
 
 // The arguments of a call of a layer (python_call.h), with the attributes that it has now.
 struct LayerCall {
-  static constexpr size_t kArguments = 13;
+  static constexpr size_t kArguments = 14;
   PyObject* arguments[kArguments];
   pybind11::object held[kArguments];  // others may replace them while the kernel runs
   bool complete = true;
@@ -86,7 +86,7 @@ struct LayerCall {
     const auto attribute = [&](PyObject* name) { return PyDict_GetItemWithError(attributes, name); };
     PyObject *own = attribute(parameters), *clamp = attribute(relu);
     complete =
-        own != nullptr && PyDict_Check(own) && clamp != nullptr && PyTuple_Check(clamp) && PyTuple_GET_SIZE(clamp) >= 2;
+        own != nullptr && PyDict_Check(own) && clamp != nullptr && PyTuple_Check(clamp) && PyTuple_GET_SIZE(clamp) >= 4;
     if (!complete) return;
     PyObject* const found[kArguments] = {dimensions,
                                          input,
@@ -100,7 +100,8 @@ struct LayerCall {
                                          attribute(padding),
                                          attribute(dilation),
                                          attribute(groups),
-                                         attribute(algorithm)};
+                                         attribute(algorithm),
+                                         item(clamp, 3)};
     for (size_t i = 0; i < kArguments; ++i) {
       arguments[i] = found[i];
       held[i] = pybind11::reinterpret_borrow<pybind11::object>(found[i]);

@@ -130,6 +130,12 @@ def test_fused(algorithm, format, dtype):
     plain = reference(case, dtype)["forward"] + bias.double().view(1, -1, 1, 1) + residual.double()
     allowed = bound(algorithm, dtype, case.reduction("forward"), plain, 1, on="cuda")
     assert_within(fused, plain.clamp(0, 2), allowed, "fused")
+    for gate, function in (("sigmoid", torch.nn.functional.silu), ("hard_sigmoid", torch.nn.functional.hardswish)):
+        with emulator.emulated():
+            gated = torch.ops.convlab.convolution_fused(
+                tensors["input"], tensors["weight"], bias, residual, None, None, None, *parameters, algorithm, gate
+            )
+        assert_within(gated, function(plain), 1.5 * allowed, gate)  # the steepest slope of both
 
 
 def test_blocks_of_a_large_depthwise_problem_go_round():

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_convlab.nn as layers
-from torch_convlab import convert, fuse, fusion_report, models
+from torch_convlab import convert, functional, fuse, fusion_report, models
+from torch_convlab._activation import SILU
 from torch_convlab._epilogues import Epilogue
 
 
@@ -70,6 +71,72 @@ CLAMPS = {  # whose gradients pass at the bounds: convolutions alone take them
     "clamp_max_": (lambda m, x: torch.clamp_max_(m.conv(x), 0.25), "clamp(None, 0.25)"),
     "clip": (lambda m, x: (m.conv(x)).clip(min=-0.25), "clamp(-0.25, None)"),
 }
+
+
+GATES = {
+    "SiLU": (nn.SiLU(), "silu"),
+    "SiLU in place": (nn.SiLU(inplace=True), "silu"),
+    "functional silu": (F.silu, "silu"),
+    "functional silu in place": (lambda x: F.silu(x, inplace=True), "silu"),
+    "Hardswish": (nn.Hardswish(), "hardswish"),
+    "functional hardswish": (F.hardswish, "hardswish"),
+    "functional hardswish in place": (lambda x: F.hardswish(x, True), "hardswish"),
+}
+
+
+class Gated(nn.Module):
+    """A convolution, a batch norm and a gate, and an addition before or after it."""
+
+    def __init__(self, gate, adds=""):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.gate = layers.Conv2d(6, 6, 3, padding=1), layers.BatchNorm2d(6), gate
+        self.adds = adds
+
+    def forward(self, input):
+        output = self.bn(self.conv(input))
+        output = self.gate(output + input if self.adds == "before" else output)
+        return output + input if self.adds == "after" else output
+
+
+@pytest.mark.parametrize("adds", ["", "before", "after"])
+@pytest.mark.parametrize("name", GATES)
+def test_gates_in_eval(name, adds):
+    gate, part = GATES[name]
+    model, inputs = warmed(Gated(gate, adds)), 4 * torch.randn(2, 6, 9, 9)
+    with torch.no_grad():
+        expected = model(inputs)
+        fused = fuse(model, inputs)
+        assert epilogues(fused) == ["conv: with add and " + part if adds == "before" else f"conv: with {part}"]
+        for result in (fused, copy.deepcopy(fused)):
+            torch.testing.assert_close(result(inputs), expected, rtol=0, atol=1e-5)
+    leaf, twin = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
+    fused(leaf).sum().backward()
+    model(twin).sum().backward()
+    torch.testing.assert_close(leaf.grad, twin.grad, rtol=0, atol=1e-5)
+
+
+def test_compile_with_a_gate():
+    model, inputs = fuse(warmed(Gated(nn.SiLU()))), torch.randn(2, 6, 9, 9)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(inputs), model(inputs))
+
+
+def test_batch_norms_take_no_gate():
+    model = Gated(nn.SiLU()).train()
+    assert epilogues(fuse(model)) == []
+    with pytest.raises(ValueError, match="expected relu to be a bool or a Clamp, but got silu"):
+        functional.batch_norm_fused(torch.ones(2, 6, 1, 1), None, None, None, training=True, relu=SILU)
+
+
+def test_gates_that_are_more_than_their_function_are_left_alone():
+    hooked = nn.SiLU()
+    hooked.register_forward_hook(lambda *_: None)
+    replaced = nn.Hardswish()
+    replaced.forward = lambda x: x
+    for gate in (hooked, replaced):
+        assert epilogues(fuse(Gated(gate).eval())) == []
 
 
 @pytest.mark.parametrize("name", WIRINGS)

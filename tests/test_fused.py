@@ -14,7 +14,7 @@ from torch import nn
 
 import torch_convlab
 from torch_convlab import backends
-from torch_convlab._clamp import Clamp
+from torch_convlab._activation import HARDSWISH, SILU, Clamp
 from torch_convlab.functional import conv_fused, pack_weight
 from torch_convlab.nn import ConvAddReLU
 
@@ -54,6 +54,11 @@ def test_every_algorithm(case, dtype):
             plain = conv_fused(given, weight, bias, residual, False, *parts, algorithm=algorithm)
             clamped = conv_fused(given, weight, bias, residual, CLAMP, *parts, algorithm=algorithm)
             assert torch.equal(clamped, plain.clamp(*CLAMP.bounds)), (algorithm, format)
+            for gate, function in ((SILU, nn.functional.silu), (HARDSWISH, nn.functional.hardswish)):
+                gated = conv_fused(given, weight, bias, residual, gate, *parts, algorithm=algorithm)
+                # `plain` is rounded to the dtype, slopes are up to 1.5, and the gated value is rounded as well.
+                allowed = 4 * torch.finfo(dtype).eps * max([1.0, *plain.abs().flatten().tolist()])
+                assert_within(gated, function(plain.double()), allowed, f"{algorithm}, {format}, {gate}")
 
 
 def test_weight_packed_for_another_problem_is_passed_over():

@@ -10,7 +10,7 @@ import torch
 from cases import ConvCase
 
 from torch_convlab import functional as F
-from torch_convlab._clamp import Clamp
+from torch_convlab._activation import Clamp
 
 CLAMP = Clamp(-0.5, 1.25)
 LARGE, WRITTEN = 6 << 20, 2 << 20  # elements that are read and written together, and of those written

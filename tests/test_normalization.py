@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_convlab.functional as ours
-from torch_convlab._clamp import RELU6, Clamp
+from torch_convlab._activation import RELU6, Clamp
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}

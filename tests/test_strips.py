@@ -49,6 +49,8 @@ CASES = {  # the block, and the input's batch, height and width
     "odd channels, no bias": (lambda: Block(7, 99, 13, bias=False), 1, 33, 35),
     "batch": (lambda: Block(32, 192, 32), 5, 14, 14),
     "no clamp": (lambda: Block(24, 144, 24, between=nn.Identity), 1, 28, 28),
+    "silu": (lambda: Block(24, 144, 24, between=nn.SiLU), 1, 28, 28),
+    "hardswish, pair": (lambda: Pair(24, 144, 24, between=nn.Hardswish), 1, 28, 28),
     "pair": (lambda: Pair(24, 144, 24), 1, 28, 28),
     "pair, stride 2": (lambda: Pair(16, 96, 16, stride=2), 2, 51, 40),
 }

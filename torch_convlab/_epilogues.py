@@ -1,9 +1,10 @@
 """Lets a convolution or batch norm compute the addition and the ReLU that follow it, by rewriting the model's graph.
 
 A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
-In place of the ReLU there may be another clamp: ReLU6, Hardtanh, `torch.clamp` by numbers. Convolutions take chains in
-eval mode, `nn.ConvAddReLU`, batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any
-dimension). Only this library's layers do: fusing does not change who computes.
+In place of the ReLU there may be another clamp, ReLU6, Hardtanh or `torch.clamp` by numbers, and behind convolutions a
+gate, SiLU or Hardswish. Convolutions take chains in eval mode, `nn.ConvAddReLU`, batch norms in either mode,
+`nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's layers do: fusing does not
+change who computes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from . import nn as layers
-from ._clamp import NONE, Clamp, as_clamp, module_of
+from ._activation import NONE, Activation, as_clamp, module_of
 from ._fold import PRODUCERS
-from ._graph import clamp_of, has_hooks, is_addition, is_identity, may_share_memory, written_by
+from ._graph import activation_of, clamp_of, has_hooks, is_addition, is_identity, may_share_memory, written_by
 from .convert import conversions
 
 _CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
@@ -82,12 +83,12 @@ class Chain:
 
     nodes: list[fx.Node]
     added: bool = False
-    clamp: Clamp = NONE
+    activation: Activation = NONE
     reason: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return ("add",) * self.added + (str(self.clamp),) * (self.clamp is not NONE)
+        return ("add",) * self.added + (str(self.activation),) * (self.activation is not NONE)
 
     @property
     def residual(self) -> fx.Node | None:
@@ -121,7 +122,7 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
         single = calls[node.target] == 1 and shared[id(module)] == 1
         refusal = _refusal(module, node, model, single)
         chain.reason = chain.reason or refusal or _hazard(chain, model, graph, place)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.clamp.name == "clamp":
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.activation.name == "clamp":
             chain.reason = chain.reason or "gradients pass at the bounds of torch.clamp"
         if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
             chains.append(chain)
@@ -134,21 +135,22 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
 
 def _follow(head: fx.Node, model: nn.Module, taken: set[fx.Node]) -> Chain:
     chain, current = Chain([head]), head
-    while chain.clamp is NONE:
+    known = clamp_of if isinstance(model.get_submodule(head.target), nn.modules.batchnorm._BatchNorm) else activation_of
+    while chain.activation is NONE:
         readers = list(current.users)
         if len(readers) != 1:
-            wanted = [reader for reader in readers if clamp_of(reader, model) or is_addition(reader)]
+            wanted = [reader for reader in readers if known(reader, model) or is_addition(reader)]
             if wanted and not chain.parts:
-                clamp = clamp_of(wanted[0], model)
-                chain.added, chain.clamp = clamp is None, clamp or NONE
+                activation = known(wanted[0], model)
+                chain.added, chain.activation = activation is None, activation or NONE
                 chain.reason = f"the output of {_name(current)} is read elsewhere too"
             break
         reader = readers[0]
-        clamp = clamp_of(reader, model)
+        activation = known(reader, model)
         if reader in taken:
             break
-        if clamp is not None:
-            chain.clamp = clamp
+        if activation is not None:
+            chain.activation = activation
         elif is_addition(reader) and not chain.added:
             other = reader.args[1] if reader.args[0] is current else reader.args[0]
             if other is current:
@@ -262,8 +264,8 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 def _replacement(module: nn.Module, chain: Chain) -> nn.Module:
     if type(module) in _CONVOLUTIONS:
-        return layers.ConvAddReLU(module, chain.clamp)
+        return layers.ConvAddReLU(module, chain.activation)
     result = _shallow_copy(module)
     result.__class__ = _BATCH_NORMS[type(module)][chain.added]
-    result.relu = chain.clamp
+    result.relu = chain.activation
     return result

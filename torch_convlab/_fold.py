@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import nn as layers
-from ._clamp import as_clamp, module_of
+from ._activation import as_clamp, module_of
 from ._graph import has_hooks
 from .convert import conversions
+from .nn import timm
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -104,7 +105,7 @@ def _refusal(producer: nn.Module, norm: nn.Module, uses: Counter, owners: Counte
     kind = _plain(producer)
     if kind not in PRODUCERS:
         return f"what it reads is a {type(producer).__name__}"
-    if _plain(norm) not in _BATCH_NORMS + _BATCH_NORMS_RELU:
+    if _plain(norm) not in _BATCH_NORMS + _BATCH_NORMS_RELU and not timm.is_batch_norm(norm):
         return f"its type is {type(norm).__name__}"
     if norm.training or producer.training:
         return "it is in training mode"
@@ -140,14 +141,20 @@ def fold(model: nn.Module, fusion: Fusion):
         folded = weight.double() * _per_filter(scale, producer)
         producer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
         producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
-    remainder = module_of(as_clamp(norm.relu)) if type(norm) in _BATCH_NORMS_RELU else nn.Identity()
-    model.set_submodule(fusion.batch_norm, remainder.eval())
+    model.set_submodule(fusion.batch_norm, _remainder(norm).eval())
 
     def restore() -> None:
         producer.weight, producer.bias = weight, bias
         model.set_submodule(fusion.batch_norm, norm)
 
     return restore
+
+
+def _remainder(norm: nn.Module) -> nn.Module:
+    """What the batch norm computes besides."""
+    if timm.is_batch_norm(norm):
+        return timm.remainder(norm)
+    return module_of(as_clamp(norm.relu)) if type(norm) in _BATCH_NORMS_RELU else nn.Identity()
 
 
 def _per_filter(scale: Tensor, producer: nn.Module) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from . import nn as layers
-from ._clamp import RELU, RELU6, Clamp
+from ._activation import HARDSWISH, RELU, RELU6, SILU, Activation, Clamp
+from .nn import timm
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _CLAMPS = (
@@ -23,6 +24,7 @@ _BOUNDS = {
     "hardtanh": {"min_val": -1.0, "max_val": 1.0}, "clamp": {"min": None, "max": None},
     "clip": {"min": None, "max": None}, "clamp_min": {"min": None}, "clamp_max": {"max": None},
 }  # fmt: skip
+_GATES = {nn.SiLU: SILU, nn.functional.silu: SILU, nn.Hardswish: HARDSWISH, nn.functional.hardswish: HARDSWISH}
 _VIEWING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -45,7 +47,12 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = type(module).__module__.startswith(layers.__name__)
-        return (ours and not module._modules) or has_hooks(module) or super().is_leaf_module(module, name)
+        return (
+            timm.is_batch_norm(module)
+            or (ours and not module._modules)
+            or has_hooks(module)
+            or super().is_leaf_module(module, name)
+        )
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -81,6 +88,17 @@ def is_layer(node: fx.Node, model: nn.Module) -> bool:
 def is_identity(node: fx.Node, model: nn.Module) -> bool:
     module = module_of(node, model)
     return type(module) is nn.Identity and not has_hooks(module) and len(node.args) == 1
+
+
+def activation_of(node: fx.Node, model: nn.Module) -> Activation | None:
+    """The activation that the node is, of those that a convolution can compute; None if it is something else."""
+    module = module_of(node, model)
+    kind = type(module) if module is not None else node.target
+    if kind not in _GATES:
+        return clamp_of(node, model)
+    hooked = module is not None and (has_hooks(module) or "forward" in vars(module))
+    others = not node.args or len(node.args) > 2 or set(node.kwargs) - {"inplace"}
+    return None if hooked or others or not isinstance(node.args[0], fx.Node) else _GATES[kind]
 
 
 def clamp_of(node: fx.Node, model: nn.Module) -> Clamp | None:

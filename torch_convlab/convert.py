@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from . import conversion
 from . import nn as layers
+from .nn import timm
 
 
 def conversions() -> dict[type[nn.Module], type[nn.Module]]:
-    """Every torch.nn layer that `convert` swaps, with the layer it becomes."""
-    table = {}
+    """Every layer of torch.nn, and of timm if that is in use, that `convert` swaps, with the layer it becomes."""
+    table = timm.batch_norms()
     for name in layers.__all__:
         ours, theirs = getattr(layers, name), getattr(nn, name, None)
         if theirs is not None and issubclass(ours, theirs):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from . import functional
 from . import nn as layers
-from ._clamp import Clamp, as_clamp
+from ._activation import Clamp, as_clamp
 from .functional.normalization import update_running
 
 __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]

@@ -345,6 +345,7 @@ class AmxTransfer {
       for (; j + lanes<float> <= columns; j += lanes<float>)
         t_.epilogue.store(target + j, load(values + j) + load(s.bias + j));
       if (j < columns) t_.epilogue.store_partial(target + j, load(values + j) + load(s.bias + j), columns - j);
+      t_.epilogue.open_gate(target, columns);
     }
   }
 
@@ -369,7 +370,10 @@ class AmxTransfer {
       length = 1;
       if (!outputs[i]) continue;
       while (i + length < count && outputs[i + length] == outputs[i] + length) ++length;
-      if (length == lanes<float>) return t_.epilogue.store(outputs[0] + offset, values);
+      if (length == lanes<float>) {
+        t_.epilogue.store(outputs[0] + offset, values);
+        return t_.epilogue.open_gate(outputs[0] + offset, length);
+      }
       if (length == 1) {
         t_.epilogue.store_one(outputs[i] + offset, values[i]);
       } else {

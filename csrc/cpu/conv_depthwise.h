@@ -411,6 +411,8 @@ class DepthwiseChannelsLast {
           else
             epilogue.store_partial(to + p * step, sum[p], span.end_channel - c);
         }
+        if (epilogue.gated()) [[unlikely]]
+          for (int p = 0; p < pixels; ++p) epilogue.open_gate(to + p * step, Whole ? lanes<A> : span.end_channel - c);
       }
     }
   }

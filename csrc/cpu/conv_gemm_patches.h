@@ -29,7 +29,7 @@ class GemmPatches {
   explicit GemmPatches(const ConvArguments<T>& arguments)
       : arguments_(arguments),
         geometry_(arguments.geometry),
-        epilogue_{arguments.input, arguments.residual, arguments.clamp} {
+        epilogue_{arguments.input, arguments.residual, arguments.activation} {
     const ConvGeometry& g = geometry_;
     last_ = arguments.layout == Layout::channels_last;
     filters_ = g.out_channels_per_group();

@@ -100,13 +100,14 @@ class InnerProduct {
   // + bias, epilogue and store of the `count` values of a pixel that start at `channel` (of all groups).
   void finish_row(T* written, int64_t pixel, int64_t channel, int64_t channels, vec<A> value, int64_t count) const {
     if (arguments_.bias) value += load_partial(arguments_.bias + channel, count);
-    const Epilogue<T> epilogue{written, arguments_.residual, arguments_.clamp};
+    const Epilogue<T> epilogue{written, arguments_.residual, arguments_.activation};
     T* target = written + element(pixel, channel, channels);
     if (!scattered_) {
       if (count == lanes<A>)
         epilogue.store(target, value);
       else
         epilogue.store_partial(target, value, count);
+      epilogue.open_gate(target, count);
       return;
     }
     A values[lanes<A>];

@@ -5,8 +5,8 @@
 // tasks, and `finish` combines what the tasks left in the workspace. The result never depends on how tasks are cut
 // into ranges, so it is the same for every number of threads.
 #pragma once
+#include "../activation.h"
 #include "../algorithms.h"
-#include "../clamp.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 #include "dispatch.h"
@@ -39,7 +39,7 @@ struct ConvArguments {
   T* output = nullptr;
   const T* bias = nullptr;  // added to what the pass writes (never in backward_weight), one per channel; may be null
   const T* residual = nullptr;  // added too, element by element, in the layout of what is written; may be null
-  Clamp clamp;                  // last
+  Activation activation;        // last
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void *packed = nullptr, *shared = nullptr;
   int64_t round = 0;

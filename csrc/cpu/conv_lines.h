@@ -24,6 +24,7 @@ void store_lines(const Epilogue<T>& epilogue, const accumulate_t<T>* sums, int64
           epilogue.store(to, block[j]);
         else
           epilogue.store_partial(to, block[j], count);
+        if (step == 1) epilogue.open_gate(to, count);
       }
     }
 }

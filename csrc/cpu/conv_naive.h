@@ -57,7 +57,7 @@ struct Naive {
   static void forward(const ConvArguments<T>& a, int64_t task) {
     const ConvGeometry& g = a.geometry;
     const Dense in(a.layout, g.in_channels, g.input), out(a.layout, g.out_channels, g.output);
-    const Epilogue<T> epilogue{a.output, a.residual, a.clamp};
+    const Epilogue<T> epilogue{a.output, a.residual, a.activation};
     const int64_t n = task / g.out_channels, k = task % g.out_channels;
     const int64_t first_channel = k / g.out_channels_per_group() * g.in_channels_per_group();
     for (int64_t oz = 0; oz < g.output[0]; ++oz)
@@ -83,7 +83,7 @@ struct Naive {
   static void backward_input(const ConvArguments<T>& a, int64_t task) {
     const ConvGeometry& g = a.geometry;
     const Dense in(a.layout, g.in_channels, g.input), out(a.layout, g.out_channels, g.output);
-    const Epilogue<T> epilogue{a.input, a.residual, a.clamp};
+    const Epilogue<T> epilogue{a.input, a.residual, a.activation};
     const int64_t n = task / g.in_channels, channel = task % g.in_channels;
     const int64_t c = channel % g.in_channels_per_group();
     const int64_t first_filter = channel / g.in_channels_per_group() * g.out_channels_per_group();

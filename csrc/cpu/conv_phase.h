@@ -128,7 +128,7 @@ struct Transfer {
         read(a.pass == Pass::forward ? a.input : a.output),
         written(a.pass == Pass::forward ? a.output : a.input),
         bias(a.bias),
-        epilogue{written, a.residual, a.clamp},
+        epilogue{written, a.residual, a.activation},
         phase_count(phases(geometry, a.pass)) {
     const bool forward = pass == Pass::forward;
     read_channels = a.read_channels();
@@ -148,6 +148,7 @@ struct Transfer {
   }
   // Whether the channels of whole pixels, channels last, are written past the caches.
   bool past_caches() const {
+    if (epilogue.gated()) return false;  // which is opened in the caches
     const bool forward = pass == Pass::forward;
     const int64_t input = geometry.input_elements(), output = geometry.output_elements();
     const int64_t writes = forward ? output : input, reads = forward ? input : output;

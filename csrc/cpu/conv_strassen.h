@@ -261,6 +261,7 @@ class Strassen {
         const vec<A> product = load(s.product_rows[row] + j);
         store(s.u_rows[row] + j, load(s.u_rows[row] + j) + product);
         t_.epilogue.store(s.to_second[row] + right + j, load(s.u4_rows[row] + j) + product + load(s.right_bias + j));
+        t_.epilogue.open_gate(s.to_second[row] + right + j, lanes<A>);
       }
     multiply(s.second, true, kMinusT4, second, result(s.u_rows, s.to_second, left));
   }

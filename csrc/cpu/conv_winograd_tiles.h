@@ -261,6 +261,10 @@ class WinogradTiles : public WinogradBlocks<T, Cut, WinogradTiles<T, Cut>> {
             else
               epilogue.store_partial(target, output[j] + start, columns.all - k);
           }
+          if (!epilogue.gated()) continue;
+          target = corner + i * line + k;
+          for (int64_t j = x.begin; j < std::min<int64_t>(x.end, kPairs * m); ++j)
+            epilogue.open_gate(target + j * pixel, std::min<int64_t>(lanes<A>, columns.all - k));
         }
       });
     }

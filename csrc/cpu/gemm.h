@@ -137,6 +137,8 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
   else
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v)
         store(t.written[r] + t.written_offset + v * lanes<A>, sum[r][v]);
+  if (t.epilogue->gated()) [[unlikely]]
+    for (int r = 0; r < Rows; ++r) t.epilogue->open_gate(t.written[r] + t.written_offset, Vectors * lanes<A>);
 }
 
 template <class A, class S = A, class T = A>

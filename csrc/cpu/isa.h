@@ -21,7 +21,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../clamp.h"
+#include "../activation.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 #include "../winograd_matrices.h"

@@ -3,6 +3,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/hardswish.h>
+#include <ATen/ops/silu.h>
 
 #include <map>
 
@@ -55,7 +57,7 @@ struct Call {
   Layout layout;
   Tensor input, weight, output;
   OptionalTensor bias, residual = std::nullopt;
-  Clamp clamp;
+  Activation activation;
   OptionalTensor packed = std::nullopt;  // the weight as pack_weight left it, if it is kept
 
   const Tensor& written() const {
@@ -120,7 +122,7 @@ cpu::ConvArguments<T> cpu_arguments(Call& call) {
   if (call.input.defined()) arguments.input = dense(call.input);
   if (call.output.defined()) arguments.output = dense(call.output);
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
-  arguments.clamp = call.clamp;
+  arguments.activation = call.activation;
   call.weight = with_height(call.weight);
   call.weight =
       covers_map(call.geometry) ? in_layout(call.weight) : call.weight.contiguous(call.weight.suggest_memory_format());
@@ -152,7 +154,7 @@ cuda::ConvArguments cuda_arguments(Call& call) {
   if (call.bias.has_value()) call.bias = call.bias->contiguous();
   arguments.bias = call.bias.has_value() ? call.bias->const_data_ptr() : nullptr;
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
-  arguments.clamp = call.clamp;
+  arguments.activation = call.activation;
   arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
   arguments.weight_stride_tap = channel_is_contiguous ? call.geometry.in_channels_per_group() : 1;
   return arguments;
@@ -191,10 +193,13 @@ void fill(const Call& call) {
     result.add_(call.bias->view(shape));
   }
   if (call.residual.has_value()) result.add_(*call.residual);
-  if (call.clamp.cuts()) {
+  const Activation& activation = call.activation;
+  if (activation.cuts()) {
     const auto bound = [](double value) { return value == value ? std::optional<at::Scalar>(value) : std::nullopt; };
-    result.clamp_(bound(call.clamp.lower), bound(call.clamp.upper));
+    result.clamp_(bound(activation.lower), bound(activation.upper));
   }
+  if (activation.gate == Gate::sigmoid) at::silu_(result);
+  if (activation.gate == Gate::hard_sigmoid) at::hardswish_(result);
 }
 
 Tensor compute(const Call& call, std::string_view algorithm) {
@@ -236,10 +241,17 @@ Tensor convolution_meta(const Tensor& input, const Tensor& weight, const Optiona
                                 padding, dilation, groups, algorithm);
 }
 
+Gate gate_by_name(std::string_view name) {
+  if (name == "none") return Gate::none;
+  if (name == "sigmoid") return Gate::sigmoid;
+  TORCH_CHECK_VALUE(name == "hard_sigmoid", "unknown gate '", name, "', expected one of: none, sigmoid, hard_sigmoid");
+  return Gate::hard_sigmoid;
+}
+
 Tensor convolution_fused(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& residual, const OptionalTensor& packed, Bound lower, Bound upper,
                          IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                         std::string_view algorithm) {
+                         std::string_view algorithm, std::string_view gate) {
   const auto size = check_convolution<int64_t>(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<int64_t>(bias, input, weight.size(0), weight.sizes());
@@ -248,7 +260,7 @@ Tensor convolution_fused(const Tensor& input, const Tensor& weight, const Option
   const Layout layout = joint_layout(input, weight);
   const Tensor output = empty_in_layout(IntArrayRef(size), input, layout);
   Call call{Pass::forward, geometry, layout, input, weight, output, present(bias), present(residual)};
-  call.clamp = {lower, upper};
+  call.activation = {lower, upper, gate_by_name(gate)};
   call.packed = present(packed);
   return compute(call, algorithm);
 }
@@ -256,7 +268,8 @@ Tensor convolution_fused(const Tensor& input, const Tensor& weight, const Option
 Tensor convolution_fused_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& residual, const OptionalTensor&, Bound, Bound,
                               SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
-                              std::string_view) {
+                              std::string_view, std::string_view gate) {
+  gate_by_name(gate);
   const auto size = check_convolution<SymInt>(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   check_same_type("Input", input, "weight", weight);
   check_bias<SymInt>(bias, input, weight.sym_size(0), weight.sym_sizes());

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string_view>
 
-#include "../clamp.h"
+#include "../activation.h"
 
 namespace convlab {
 
@@ -15,17 +15,20 @@ at::Tensor convolution_meta(const at::Tensor& input, const at::Tensor& weight, c
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                             c10::SymInt groups, std::string_view algorithm);
 
-// clamp(convolution + residual), each part if asked for; for inference. `packed` is what convolution_pack returned for
-// this weight, or empty.
+// "none", "sigmoid" or "hard_sigmoid".
+Gate gate_by_name(std::string_view name);
+// clamp(convolution + residual), then the gate, each part if asked for; for inference. `packed` is what
+// convolution_pack returned for this weight, or empty.
 at::Tensor convolution_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                              const std::optional<at::Tensor>& residual, const std::optional<at::Tensor>& packed,
                              Bound lower, Bound upper, at::IntArrayRef stride, at::IntArrayRef padding,
-                             at::IntArrayRef dilation, int64_t groups, std::string_view algorithm);
+                             at::IntArrayRef dilation, int64_t groups, std::string_view algorithm,
+                             std::string_view gate = "none");
 at::Tensor convolution_fused_meta(const at::Tensor& input, const at::Tensor& weight,
                                   const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& residual,
                                   const std::optional<at::Tensor>& packed, Bound lower, Bound upper,
                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                  c10::SymInt groups, std::string_view algorithm);
+                                  c10::SymInt groups, std::string_view algorithm, std::string_view gate = "none");
 // The weight in the order in which the forward kernel for such inputs reads it; empty if it reads it as it is.
 at::Tensor convolution_pack(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,

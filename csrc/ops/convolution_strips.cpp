@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 
+#include "convolution.h"
 #include "convolution_cpu.h"
 
 namespace convlab {
@@ -71,7 +72,7 @@ class Layer {
     arguments_.weight = const_cast<T*>(const_data<T>(layer.weight));
     arguments_.bias = const_data<T>(layer.bias);
     arguments_.residual = const_data<T>(layer.residual);
-    arguments_.clamp = {layer.lower, layer.upper};
+    arguments_.activation = {layer.lower, layer.upper, gate_by_name(layer.gate)};
     const bool channel_is_contiguous = layout_of(layer.weight) == Layout::channels_last;
     arguments_.weight_stride_channel = channel_is_contiguous ? 1 : g.taps();
     arguments_.weight_stride_tap = channel_is_contiguous ? g.in_channels_per_group() : 1;

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string_view>
 
-#include "../clamp.h"
+#include "../activation.h"
 
 namespace convlab {
 
@@ -14,7 +14,7 @@ struct StripLayer {
   Bound lower, upper;
   at::IntArrayRef stride, padding, dilation;
   int64_t groups;
-  std::string_view algorithm;
+  std::string_view algorithm, gate;
 };
 
 // A pointwise convolution, the depthwise one that reads it and, if there is a third layer, the pointwise one that reads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _C, _clamp
+from .. import _C, _activation
 from ..autograd.convolution import convolution, convolution_backward_input
 from ._arguments import autocast, check_dimensions, check_tensors, expand, integer
 
@@ -59,12 +59,12 @@ def conv3d(
 
 def conv_fused(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
-    relu: bool | _clamp.Clamp = False, stride=1, padding=0, dilation=1, groups: int = 1, *,
+    relu: bool | _activation.Activation = False, stride=1, padding=0, dilation=1, groups: int = 1, *,
     algorithm: str = "auto", packed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``relu(conv(input, weight, bias) + residual)``, each part if asked for, in one pass over the output.
 
-    In place of ReLU there may be another clamp, such as ReLU6.
+    In place of ReLU there may be another clamp, such as ReLU6, or SiLU or Hardswish.
 
     For inference. Where a gradient is wanted the parts are computed one after another, so that the result is right
     there too.
@@ -73,14 +73,15 @@ def conv_fused(
         input, weight, bias, stride, padding, dilation, groups, algorithm: as for `conv1d`, `conv2d` or `conv3d`;
             the weight's dimensions say which. The input is batched.
         residual: of the output's size and dtype, or None.
-        relu: whether ReLU comes last, or which other `Clamp`.
+        relu: whether ReLU comes last, or which other activation.
         packed: what `pack_weight` returned for this weight, which must not have changed since. ``"auto"`` then knows
             that packing costs nothing.
     """
-    spatial, clamp = weight.dim() - 2, _clamp.as_clamp(relu)
+    spatial, activation = weight.dim() - 2, _activation.as_activation(relu)
     output = _short_way(
-        spatial, input, weight, bias, residual, packed, *clamp.bounds, stride, padding, dilation, groups, algorithm
-    )
+        spatial, input, weight, bias, residual, packed, *activation.bounds, stride, padding, dilation, groups,
+        algorithm, activation.gate,
+    )  # fmt: skip
     if output is not NotImplemented:
         return output
     stride, dilation = expand(stride, spatial, "stride"), expand(dilation, spatial, "dilation")
@@ -95,10 +96,11 @@ def conv_fused(
     ):
         output = convolution(input, weight, bias, stride, padding, dilation, groups, algorithm)
         output = output if residual is None else output + residual
-        return _clamp.apply(clamp, output)
+        return _activation.apply(activation, output)
     return torch.ops.convlab.convolution_fused(
-        input, weight, bias, residual, packed, *clamp.bounds, stride, padding, dilation, groups, algorithm
-    )
+        input, weight, bias, residual, packed, *activation.bounds, stride, padding, dilation, groups, algorithm,
+        activation.gate,
+    )  # fmt: skip
 
 
 def pack_weight(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd as ops
-from .._clamp import Clamp, as_clamp
+from .._activation import Clamp, as_clamp
 from ..recompute import note
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, functional
-from .._clamp import Clamp, as_clamp
+from .._activation import Activation, as_activation
 
 
 class ConvAddReLU(nn.Module):
@@ -20,13 +20,13 @@ class ConvAddReLU(nn.Module):
 
     Args:
         conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
-        relu: whether a ReLU comes last, or which other `Clamp`.
+        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU or Hardswish.
 
     Shape:
         As `conv`; the second input, if given, is added and has the output's size.
     """
 
-    def __init__(self, conv: nn.Module, relu: bool | Clamp = False):
+    def __init__(self, conv: nn.Module, relu: bool | Activation = False):
         super().__init__()
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or conv.padding_mode != "zeros":
             raise ValueError(f"expected conv to be a Conv1d, Conv2d or Conv3d that pads with zeros, but got {conv!r}")
@@ -34,7 +34,7 @@ class ConvAddReLU(nn.Module):
         self.register_parameter("bias", conv.bias)  # None, too
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.algorithm = getattr(conv, "algorithm", "auto")
-        self.relu = as_clamp(relu)
+        self.relu = as_activation(relu)
         self.training = conv.training
         self._kept = _C.KeptWeight()
 
@@ -46,7 +46,7 @@ class ConvAddReLU(nn.Module):
             kept = None if self.training else self._kept
             output = _C.convolution(
                 weight.dim() - 2, input, weight, bias, residual, kept, *self.relu.bounds,
-                self.stride, self.padding, self.dilation, self.groups, self.algorithm,
+                self.stride, self.padding, self.dilation, self.groups, self.algorithm, self.relu.gate,
             )  # fmt: skip
             if output is not NotImplemented:
                 return output

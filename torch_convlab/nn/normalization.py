@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional
-from .._clamp import RELU, Clamp
+from .._activation import RELU, Clamp
 
 
 class _BatchNorm:
