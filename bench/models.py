@@ -77,6 +77,62 @@ class MobileNetV2(torch_nn.Module):
         return self.classifier(torch.flatten(features, 1))
 
 
+def _conv_bn_silu(nn, inputs, outputs, kernel, stride=1, groups=1):
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return torch_nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True))
+
+
+class SqueezeExcitation(torch_nn.Module):
+    def __init__(self, nn, channels, squeezed):
+        super().__init__()
+        self.avgpool, self.activation = nn.AdaptiveAvgPool2d(1), nn.SiLU(inplace=True)
+        self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, input):
+        return input * torch.sigmoid(self.fc2(self.activation(self.fc1(self.avgpool(input)))))
+
+
+class MBConv(torch_nn.Module):
+    def __init__(self, nn, inputs, outputs, kernel, stride, expansion):
+        super().__init__()
+        inner = inputs * expansion
+        layers = [_conv_bn_silu(nn, inputs, inner, 1)] if expansion > 1 else []
+        layers.append(_conv_bn_silu(nn, inner, inner, kernel, stride, inner))
+        layers += [SqueezeExcitation(nn, inner, inputs // 4), nn.Conv2d(inner, outputs, 1, bias=False)]
+        self.block = torch_nn.Sequential(*layers, nn.BatchNorm2d(outputs))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, input):
+        return self.block(input) + input if self.shortcut else self.block(input)
+
+
+class EfficientNetB0(torch_nn.Module):
+    """Inverted residuals that weigh their channels, SiLU throughout (Tan and Le 2019)."""
+
+    def __init__(self, nn):
+        super().__init__()
+        features, channels = [_conv_bn_silu(nn, 3, 32, 3, 2)], 32
+        table = (
+            (1, 3, 1, 16, 1),
+            (6, 3, 2, 24, 2),
+            (6, 5, 2, 40, 2),
+            (6, 3, 2, 80, 3),
+            (6, 5, 1, 112, 3),
+            (6, 5, 2, 192, 4),
+            (6, 3, 1, 320, 1),
+        )
+        for expansion, kernel, stride, width, count in table:
+            for index in range(count):
+                features.append(MBConv(nn, channels, width, kernel, stride if index == 0 else 1, expansion))
+                channels = width
+        self.features = torch_nn.Sequential(*features, _conv_bn_silu(nn, 320, 1280, 1))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = torch_nn.Sequential(torch_nn.Dropout(0.0), nn.Linear(1280, 1000))
+
+    def forward(self, images):
+        return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
+
+
 def _double(nn, inputs, outputs):
     return torch_nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True),
@@ -111,6 +167,7 @@ MODELS = OrderedDict(
     resnet50=lambda nn: resnet50(layers=nn),
     vgg16=VGG16,
     mobilenet_v2=MobileNetV2,
+    efficientnet_b0=EfficientNetB0,
     lenet5=lambda nn: LeNet5(layers=nn),
     unet3d=UNet3d,
 )
