@@ -82,11 +82,11 @@ struct LayerCall {
                            *const kept = name_of("_kept"), *const relu = name_of("relu"),
                            *const stride = name_of("stride"), *const padding = name_of("padding"),
                            *const dilation = name_of("dilation"), *const groups = name_of("groups"),
-                           *const algorithm = name_of("algorithm");
+                           *const algorithm = name_of("algorithm"), *const none = name_of("none");
     const auto attribute = [&](PyObject* name) { return PyDict_GetItemWithError(attributes, name); };
     PyObject *own = attribute(parameters), *clamp = attribute(relu);
     complete =
-        own != nullptr && PyDict_Check(own) && clamp != nullptr && PyTuple_Check(clamp) && PyTuple_GET_SIZE(clamp) >= 4;
+        own != nullptr && PyDict_Check(own) && clamp != nullptr && PyTuple_Check(clamp) && PyTuple_GET_SIZE(clamp) >= 3;
     if (!complete) return;
     PyObject* const found[kArguments] = {dimensions,
                                          input,
@@ -101,7 +101,7 @@ struct LayerCall {
                                          attribute(dilation),
                                          attribute(groups),
                                          attribute(algorithm),
-                                         item(clamp, 3)};
+                                         PyTuple_GET_SIZE(clamp) > 3 ? item(clamp, 3) : none};
     for (size_t i = 0; i < kArguments; ++i) {
       arguments[i] = found[i];
       held[i] = pybind11::reinterpret_borrow<pybind11::object>(found[i]);

@@ -127,6 +127,8 @@ DIVIDED = (
     ConvCase("few_tiles_stride2_panels", (1, 34, 13, 11), 96, 3, stride=2, padding=1),
     ConvCase("lines_of_few_channels", (3, 3, 21, 23), 48, 3, stride=2, padding=1),
     ConvCase("long_lines_of_few_channels", (1, 2, 700), 48, 5, padding=2),
+    ConvCase("weight_of_many_blocks", (2, 70, 6, 5), 131, 3, stride=2, padding=1, bias=True),
+    ConvCase("pointwise_weight_of_many_blocks", (1, 130, 9, 9), 203, 1, bias=True),
 )
 
 # Winograd sees 2 to 5 taps per stride, or segments of more, along one axis or two; with less than a vector of channels,

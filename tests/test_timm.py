@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_convlab.nn as layers
-from torch_convlab import convert, fuse, fusion_report, revert
+from torch_convlab import conversion_report, convert, fuse, fusion_report, revert
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -112,11 +112,50 @@ def test_conversion_there_and_back():
     assert type(convert(own)) is Own
 
 
-def test_hooks_of_the_activation_are_called():
-    model, seen = convert(Block(nn.ReLU)), []
-    model.bn1.act.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model(images())
-    assert len(seen) == 1
+@pytest.mark.parametrize("part", ["act", "drop"])
+def test_what_is_attached_to_the_parts_stays(part):
+    """Hooks of every kind, and a forward of the instance's own, after convert and after fuse."""
+    kinds = "forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"
+    for kind in kinds:
+        model, seen = convert(Block(nn.ReLU)), []
+        getattr(getattr(model.bn1, part), f"register_{kind}")(lambda *_, seen=seen: seen.append(1))
+        model(images()).sum().backward()
+        fuse(model.eval())(images()).sum().backward()
+        assert len(seen) == 2, kind
+    model = Block(nn.ReLU).eval()
+    getattr(model.bn1, part).forward = lambda x: x * 0 + 2
+    expected = model(images())
+    for given in (convert(model), fuse(model)):
+        torch.testing.assert_close(given(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_keep_their_mode():
+    model = convert(Block(nn.ReLU, lambda: nn.Dropout2d(0.5))).eval()
+    model.bn1.drop.train()  # as for Monte Carlo dropout
+    drop = model.bn1.drop
+    fused = fuse(model)
+    assert drop.training and model.bn1[0] is drop and not model.bn1.training
+    assert not torch.equal(fused(images()), fused(images()))
+
+
+def test_parts_that_are_called_by_others_stay():
+    class Twice(Block):
+        def forward(self, input):
+            return self.bn1.act(self.bn1(self.conv1(input)))
+
+    for converted in (False, True):
+        model = Twice(nn.SiLU).eval()
+        expected = model(images())
+        fused = fuse(convert(model) if converted else model)
+        torch.testing.assert_close(fused(images()), expected, rtol=1e-4, atol=1e-5)
+        assert isinstance(fused.bn1, BatchNormAct2d)
+
+
+def test_conversion_is_checked_and_reported_as_of_one_layer():
+    model = convert(Block(nn.ReLU), images())
+    entries = {entry.name: entry for entry in conversion_report(model).layers}
+    assert list(entries) == ["conv1", "bn1", "conv2", "bn2"]
+    assert entries["bn1"].swapped and entries["bn1"].error < 1e-5 and not entries["bn1"].reason
 
 
 def test_nothing_without_timm(monkeypatch):

@@ -22,7 +22,7 @@ class Clamp(NamedTuple):
     lower: float | None
     upper: float | None
     name: str = "hardtanh"
-    gate: str = "none"
+    gate = "none"
 
     def __str__(self) -> str:
         known = self.name in ("none", "relu", "relu6")

@@ -20,7 +20,8 @@ from torch import fx, nn
 from . import nn as layers
 from ._activation import NONE, Activation, as_clamp, module_of
 from ._fold import PRODUCERS
-from ._graph import activation_of, clamp_of, has_hooks, is_addition, is_identity, may_share_memory, written_by
+from ._graph import activation_of, clamp_of, is_addition, is_identity, may_share_memory, written_by
+from ._hooks import has_hooks
 from .convert import conversions
 
 _CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import nn as layers
-from ._activation import as_clamp, module_of
-from ._graph import has_hooks
+from ._activation import NONE, as_clamp, module_of
+from ._hooks import has_hooks
 from .convert import conversions
 from .nn import timm
 
@@ -71,7 +71,11 @@ def plan(model: nn.Module, graph: fx.Graph | None) -> list[Fusion]:
 def _traced_pairs(graph: fx.Graph) -> dict[str, tuple[str, str]]:
     """Name of a batch norm -> name of what it reads, and a reason not to fold it, seen from the graph."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    read = {
+        ".".join(path[:length])
+        for path in (node.target.split(".") for node in graph.nodes if node.op in ("get_attr", "call_module"))
+        for length in range(1, len(path))
+    }
     pairs = {}
     for node in graph.nodes:
         if node.op != "call_module":
@@ -86,7 +90,7 @@ def _traced_pairs(graph: fx.Graph) -> dict[str, tuple[str, str]]:
         elif len(source.users) > 1:
             pairs[node.target] = source.target, f"the output of {source.target} is read elsewhere too"
         elif read & {node.target, source.target}:
-            pairs[node.target] = source.target, "forward reads the parameters of one of the two itself"
+            pairs[node.target] = source.target, "forward reads the parameters or parts of one of the two itself"
         else:
             pairs[node.target] = source.target, ""
     return pairs
@@ -141,7 +145,7 @@ def fold(model: nn.Module, fusion: Fusion):
         folded = weight.double() * _per_filter(scale, producer)
         producer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
         producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
-    model.set_submodule(fusion.batch_norm, _remainder(norm).eval())
+    model.set_submodule(fusion.batch_norm, _remainder(norm))
 
     def restore() -> None:
         producer.weight, producer.bias = weight, bias
@@ -154,7 +158,7 @@ def _remainder(norm: nn.Module) -> nn.Module:
     """What the batch norm computes besides."""
     if timm.is_batch_norm(norm):
         return timm.remainder(norm)
-    return module_of(as_clamp(norm.relu)) if type(norm) in _BATCH_NORMS_RELU else nn.Identity()
+    return module_of(as_clamp(norm.relu) if type(norm) in _BATCH_NORMS_RELU else NONE).eval()
 
 
 def _per_filter(scale: Tensor, producer: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from . import nn as layers
 from ._activation import HARDSWISH, RELU, RELU6, SILU, Activation, Clamp
+from ._hooks import has_hooks, is_plain
 from .nn import timm
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -70,11 +71,6 @@ def _defaults(model: nn.Module) -> dict[str, object]:
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
-def has_hooks(module: nn.Module) -> bool:
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any(getattr(module, kind) for kind in kinds)
-
-
 def module_of(node: fx.Node, model: nn.Module) -> nn.Module | None:
     return model.get_submodule(node.target) if node.op == "call_module" else None
 
@@ -87,7 +83,7 @@ def is_layer(node: fx.Node, model: nn.Module) -> bool:
 
 def is_identity(node: fx.Node, model: nn.Module) -> bool:
     module = module_of(node, model)
-    return type(module) is nn.Identity and not has_hooks(module) and len(node.args) == 1
+    return type(module) is nn.Identity and is_plain(module) and len(node.args) == 1
 
 
 def activation_of(node: fx.Node, model: nn.Module) -> Activation | None:
@@ -96,16 +92,16 @@ def activation_of(node: fx.Node, model: nn.Module) -> Activation | None:
     kind = type(module) if module is not None else node.target
     if kind not in _GATES:
         return clamp_of(node, model)
-    hooked = module is not None and (has_hooks(module) or "forward" in vars(module))
+    more = module is not None and not is_plain(module)
     others = not node.args or len(node.args) > 2 or set(node.kwargs) - {"inplace"}
-    return None if hooked or others or not isinstance(node.args[0], fx.Node) else _GATES[kind]
+    return None if more or others or not isinstance(node.args[0], fx.Node) else _GATES[kind]
 
 
 def clamp_of(node: fx.Node, model: nn.Module) -> Clamp | None:
     """The ReLU or other clamp by numbers that the node is; None if it is something else."""
     if node.op == "call_module":
         module = module_of(node, model)
-        if has_hooks(module) or len(node.args) != 1:
+        if not is_plain(module) or len(node.args) != 1:
             return None
         if type(module) is nn.Hardtanh:
             return _clamp("hardtanh", module.min_val, module.max_val)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from . import nn as layers
-from ._graph import clamp_of, has_hooks, is_layer, module_of
+from ._graph import clamp_of, is_layer, module_of
+from ._hooks import has_hooks
 
 _POOLINGS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,

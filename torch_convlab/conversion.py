@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from . import nn as layers
+from .nn import timm
 
 RECORD = "_convlab_conversion"
 
@@ -67,15 +69,24 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     """What `convert` did, or would do, with every layer of `model`; measurements are those that `convert` took."""
     measured = vars(model).get(RECORD, {})
     entries = []
-    for name, module in model.named_modules():
-        if any(True for _ in module.children()):
-            continue
+    for name, module in named_layers(model):
         record = measured.get(name, {})
         swapped = _is_ours(type(module))
         reason = "" if swapped else record.get("reason") or refusal(module) or "convert was not called"
         record = {key: record.get(key) for key in ("error", "torch_error", "speed")}
         entries.append(LayerConversion(name, type(module).__name__, swapped, **record, reason=reason))
     return ConversionReport(entries)
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules without children, and those of timm that `convert` takes as a whole."""
+    wholes: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if timm.is_batch_norm(module):
+            wholes += (name + "." if name else "",)
+            yield name, module
+        elif not any(True for _ in module.children()) and not name.startswith(wholes):
+            yield name, module
 
 
 def refusal(module: nn.Module) -> str:

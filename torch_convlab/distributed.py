@@ -94,7 +94,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group=None) -> nn.Module:
     """Make every batch norm of `module` a `SyncBatchNorm`; in place, returns `module`.
 
     Layers keep their Parameters, buffers and hooks, as under `convert`. Batch norms of torch.nn and of this library are
-    taken, those fused with ReLU and addition too; subclasses of them are left alone.
+    taken, those fused with ReLU and addition too; subclasses of them, timm's among them, are left alone.
 
     Args:
         process_group: among whose processes statistics are taken; None stands for all.

@@ -16,14 +16,14 @@ template <class A>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  static constexpr float kLeast = -87.33654f, kMost = 88.72283f;  // between them results are normal numbers
-  static constexpr float kRound = 12582912.0f;                    // 1.5 * 2^23: what is added to it is rounded
+  static constexpr float kLeast = -86.6f, kMost = 88.72283f;  // between them all steps are normal numbers
+  static constexpr float kRound = 12582912.0f;                // 1.5 * 2^23: what is added to it is rounded
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr int kMantissa = 23, kTerms = 7;
 };
 template <>
 struct Exponential<double> {
-  static constexpr double kLeast = -708.39, kMost = 709.78;
+  static constexpr double kLeast = -707.6, kMost = 709.78;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
   static constexpr int kMantissa = 52, kTerms = 13;

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ..conversion import named_layers
 from ..convert import convert, revert
 
 Loss = Callable[[Any], Tensor]
@@ -178,7 +179,7 @@ def record(model: nn.Module, inputs: Tensor | tuple, loss: Loss) -> list[Call]:
             output.register_hook(lambda gradient: setattr(call, "grad_output", gradient.detach().clone()))
 
     handles = []
-    for name, module in _layers(model):
+    for name, module in named_layers(model):
         handles.append(module.register_forward_pre_hook(lambda *arguments, name=name: before(*arguments, name)))
         handles.append(module.register_forward_hook(lambda *arguments, name=name: after(*arguments, name)))
     loss(model(*_leaves(inputs))).backward()
@@ -222,7 +223,7 @@ def _values(model: nn.Module, inputs: Tensor, loss: Loss) -> _Values:
 
     handles = [
         module.register_forward_hook(lambda *arguments, name=name: keep(*arguments, name))
-        for name, module in _layers(model)
+        for name, module in named_layers(model)
     ]
     leaves = _leaves(inputs)
     model.zero_grad(set_to_none=True)
@@ -234,7 +235,7 @@ def _values(model: nn.Module, inputs: Tensor, loss: Loss) -> _Values:
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
         gradients[layer, f"gradient of {kind}"] = parameter.grad
-    statistics = {(name, of): value for name, layer in _layers(model) for of, value in _statistics(layer)}
+    statistics = {(name, of): value for name, layer in named_layers(model) for of, value in _statistics(layer)}
     return {**outputs, **{key: value for key, value in gradients.items() if value is not None}, **statistics}
 
 
@@ -242,10 +243,6 @@ def _statistics(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that a call in training mode changes."""
     if layer.training and isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
         yield from ((name, getattr(layer, name).detach().clone()) for name in ("running_mean", "running_var"))
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in model.named_modules() if not any(True for _ in module.children()))
 
 
 def _scales(reference: _Values) -> dict[tuple[str, str], float]:

@@ -5,12 +5,14 @@ Most convolutional networks of timm have it in place of `torch.nn.BatchNorm2d`, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
 
 from torch import Tensor, nn
 
+from .._hooks import is_plain
 from .normalization import _BatchNorm
 
 
@@ -27,7 +29,11 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 def remainder(module: nn.Module) -> nn.Module:
     """What is left when its batch norm has become part of another layer."""
-    return module.act if type(module.drop) is nn.Identity else nn.Sequential(module.drop, module.act)
+    if type(module.drop) is nn.Identity and is_plain(module.drop):
+        return module.act
+    left = nn.Sequential(module.drop, module.act)
+    left.training = module.training  # of the two, each has its own
+    return left
 
 
 @functools.cache
@@ -37,8 +43,8 @@ def _twin(theirs: type[nn.Module]) -> type[nn.Module]:
 
         @property
         def relu(self) -> bool:
-            plain = type(self.act) is nn.ReLU and type(self.drop) is nn.Identity
-            return plain and not any(module._forward_hooks or module._forward_pre_hooks for module in self.children())
+            known = type(self.act) is nn.ReLU and type(self.drop) is nn.Identity
+            return known and is_plain(self.act) and is_plain(self.drop)
 
         def forward(self, input: Tensor) -> Tensor:
             output = self._normalize(input)
@@ -50,5 +56,6 @@ def _twin(theirs: type[nn.Module]) -> type[nn.Module]:
 
 def __getattr__(name: str):  # pickle looks the class up by its name
     if name == "BatchNormAct2d":
-        return _twin(importlib.import_module("timm.layers").BatchNormAct2d)
+        with contextlib.suppress(ImportError):
+            return _twin(importlib.import_module("timm.layers").BatchNormAct2d)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
