@@ -135,7 +135,9 @@ def test_fused(algorithm, format, dtype):
             gated = torch.ops.convlab.convolution_fused(
                 tensors["input"], tensors["weight"], bias, residual, None, None, None, *parameters, algorithm, gate
             )
-        assert_within(gated, function(plain), 1.5 * allowed, gate)  # the steepest slope of both
+        # The steepest slope of both is 1.5, and torch computes them from what has been rounded once.
+        again = torch.finfo(dtype).eps * plain.abs().max().item()
+        assert_within(gated, function(plain), 1.5 * allowed + again, gate)
 
 
 def test_blocks_of_a_large_depthwise_problem_go_round():

@@ -29,7 +29,6 @@ struct ConvTensors {
   DenseStrides in, out;
   int64_t weight_filter, weight_channel, weight_tap;
   Bounds<accumulate_t<T>> bounds;
-  Gate gate;
 
   explicit ConvTensors(const ConvArguments& a) {
     const ConvGeometry& g = a.geometry;
@@ -46,8 +45,7 @@ struct ConvTensors {
     weight_filter = a.weight_stride_filter();
     weight_channel = a.weight_stride_channel;
     weight_tap = a.weight_stride_tap;
-    bounds = a.activation;
-    gate = a.activation.gate;
+    bounds = a.clamp;
   }
 
   // What is stored at `at`, in channel `channel` of the tensor written, for a sum of products.
@@ -67,7 +65,6 @@ struct ConvTensors {
       if (bias) value += to_accumulate(bias[channel + i]);
       if (residual) value += to_accumulate(added.value[i]);
       if (bounds.cut) value = bounds.clamped(value);
-      if (gate != Gate::none) value = gated(value, gate);
       result.value[i] = from_accumulate<T>(value);
     }
     return result;

@@ -4,8 +4,8 @@
 // success. It allocates nothing and waits for nothing, so CUDA graphs can capture it. A workspace that it needs is told
 // by its twin `..._workspace`, in bytes. Tensors are dense and hold at least one element.
 #pragma once
-#include "../activation.h"
 #include "../algorithms.h"
+#include "../clamp.h"
 #include "../dtypes.h"
 #include "../geometry.h"
 
@@ -24,7 +24,7 @@ struct ConvArguments {
   void* output = nullptr;
   const void* bias = nullptr;      // added to what the pass writes (never in backward_weight); may be null
   const void* residual = nullptr;  // of the shape of what the pass writes, and added to it; may be null
-  Activation activation;           // last, of the forward pass
+  Clamp clamp;                     // last, of the forward pass
   int64_t weight_stride_channel = 0, weight_stride_tap = 0;
   void* workspace = nullptr;
 

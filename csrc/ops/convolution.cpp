@@ -154,12 +154,19 @@ cuda::ConvArguments cuda_arguments(Call& call) {
   if (call.bias.has_value()) call.bias = call.bias->contiguous();
   arguments.bias = call.bias.has_value() ? call.bias->const_data_ptr() : nullptr;
   if (call.residual.has_value()) arguments.residual = dense(*call.residual);
-  arguments.activation = call.activation;
+  arguments.clamp = call.activation;
   arguments.weight_stride_channel = channel_is_contiguous ? 1 : call.geometry.taps();
   arguments.weight_stride_tap = channel_is_contiguous ? call.geometry.in_channels_per_group() : 1;
   return arguments;
 }
 
+// By torch, where the kernels do not.
+void open_gate(Tensor result, Gate gate) {
+  if (gate == Gate::sigmoid) at::silu_(result);
+  if (gate == Gate::hard_sigmoid) at::hardswish_(result);
+}
+
+// The gate is torch's: an exponential in the kernels' last stores would cost them registers that they have not.
 void run_on_cuda(Call call, std::string_view name) {
   const ConvProblem problem = call.problem();
   cuda::ConvArguments arguments = cuda_arguments(call);
@@ -171,6 +178,7 @@ void run_on_cuda(Call call, std::string_view name) {
   launch_on_cuda(call.written(), "convolution", [&](const cuda::Launchers& launchers, void* stream) {
     return launchers.convolution(&arguments, stream);
   });
+  open_gate(call.written(), call.activation.gate);
 }
 
 void run(Call call, std::string_view name) {
@@ -198,8 +206,7 @@ void fill(const Call& call) {
     const auto bound = [](double value) { return value == value ? std::optional<at::Scalar>(value) : std::nullopt; };
     result.clamp_(bound(activation.lower), bound(activation.upper));
   }
-  if (activation.gate == Gate::sigmoid) at::silu_(result);
-  if (activation.gate == Gate::hard_sigmoid) at::hardswish_(result);
+  open_gate(result, activation.gate);
 }
 
 Tensor compute(const Call& call, std::string_view algorithm) {
