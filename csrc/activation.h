@@ -2,8 +2,6 @@
 // Gates: the sigmoid, which makes SiLU (Elfwing et al. 2017, Ramachandran et al. 2017), and its piecewise linear
 // substitute clamp(value + 3, 0, 6) / 6, which makes Hardswish (Howard et al. 2019).
 #pragma once
-#include <cmath>
-
 #include "clamp.h"
 
 namespace convlab {
@@ -16,13 +14,5 @@ struct Activation : Clamp {
   Activation() = default;
   Activation(Bound lower, Bound upper, Gate gate) : Clamp(lower, upper), gate(gate) {}
 };
-
-// Of one value, in the type in which a kernel computes.
-template <class A>
-CONVLAB_HD A gated(A value, Gate gate) {
-  if (gate == Gate::sigmoid) return value / (A(1) + std::exp(-value));
-  const A shifted = value + A(3), open = shifted < A(0) ? A(0) : shifted > A(6) ? A(6) : shifted;
-  return value * open / A(6);
-}
 
 }  // namespace convlab

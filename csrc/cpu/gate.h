@@ -2,7 +2,7 @@
 //
 // Idea: e^x = 2^n e^r with n the integer next to x / ln 2, so that |r| <= ln(2) / 2; e^r is a Taylor polynomial whose
 // first term left out is below half a unit in the last place, and 2^n is added to the exponent's bits. Cost: 7 fused
-// multiply-adds (13 in double), a division and a dozen others per vector. Accuracy: 3 units in the last place.
+// multiply-adds (13 in double), a division and a dozen others per vector. Accuracy: 4 epsilons of the value.
 // In place, on what has just been stored and is in L1, and not inlined: there are many copies of the code around the
 // kernels' last stores, and a call between them would cost what they keep in registers. 16-bit values are rounded
 // before, too, as if another layer computed the gate.
