@@ -11,9 +11,10 @@
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
 // covers one block of pixels; blocks are added up in the workspace, which holds one sum per chunk of the batch's pixels
 // so that small weights still give work to every thread. Chunks depend on the geometry alone, and `finish` adds them in
-// order: the same bits for every number of threads. Cost: multiply_adds() plus a gather and a packing per block.
-// Memory: chunks x weights, at most max(weights, kMaxPartialBytes); per thread the two packed blocks. Limits: fewer
-// than `lanes` columns per group (depthwise) leave lanes idle.
+// order: the same bits for every number of threads. Where parts of the weight are tasks enough, and columns are
+// patches, a task adds up its chunks by itself, in the same order. Cost: multiply_adds() plus a gather and a packing
+// per block. Memory: chunks x weights, at most max(weights, kMaxPartialBytes); per thread the two packed blocks and the
+// sums of a task. Limits: fewer than `lanes` columns per group (depthwise) leave lanes idle.
 #pragma once
 #include "conv_gemm_channels_last.h"
 #include "conv_patch_panels.h"
@@ -59,16 +60,20 @@ class GemmWeight {
     part_count_ = divide_up(filters_, part_size_);
     chunks_ = std::min(blocks_, divide_up(kEnoughTasks, geometry_.groups * split_count_ * part_count_));
     chunks_ = std::max<int64_t>(1, std::min(chunks_, kMaxPartialBytes / partial_bytes));
+    const int64_t parts = geometry_.groups * split_count_ * part_count_;
+    const bool enough_parts = parts >= 2 * arguments.threads || parts % arguments.threads == 0;
+    task_chunks_ = !patch_rows_ && enough_parts ? chunks_ : 1;
+    partials_ = chunks_ / task_chunks_;
     transposed_ = patch_rows_ != exchanged_;
-    in_place_ = !patch_rows_ && !exchanged_ && chunks_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
+    in_place_ = !patch_rows_ && !exchanged_ && partials_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
   }
 
   ConvPlan plan() const {
     ConvPlan plan;
-    plan.run_tasks = chunks_ * geometry_.groups * split_count_ * part_count_;
+    plan.run_tasks = partials_ * geometry_.groups * split_count_ * part_count_;
     if (!in_place_) {
       plan.finish_tasks = geometry_.groups * divide_up(rows_, kFinishRows);
-      plan.shared_bytes = chunks_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
+      plan.shared_bytes = partials_ * geometry_.groups * rows_ * pitch_ * static_cast<int64_t>(sizeof(A));
     }
     Carver count(nullptr);
     carve(count);
@@ -76,7 +81,7 @@ class GemmWeight {
     return plan;
   }
 
-  // One chunk of pixels, one part of the filters and one of the gathered matrix.
+  // One chunk of pixels, or all, one part of the filters and one of the gathered matrix.
   void run(void* scratch, int64_t task) const {
     Block block;
     block.filters.first = task % part_count_ * part_size_;
@@ -84,24 +89,28 @@ class GemmWeight {
     task /= part_count_;
     block.split = task % split_count_;
     block.group = task / split_count_ % geometry_.groups;
-    block.chunk = task / split_count_ / geometry_.groups;
+    const int64_t first_chunk = task / split_count_ / geometry_.groups;
     Carver carver(scratch);
     const Scratch s = carve(carver);
     const Phase phase = phase_at(geometry_, Pass::forward, 0);
-    const int64_t first = blocks_ * block.chunk / chunks_, last = blocks_ * (block.chunk + 1) / chunks_;
     if (!patch_rows_)
       for (int64_t k = 0; k < block.filters.count; ++k) {
         s.rows[k] = s.gradient + k / kStripe * kStripePitch + k % kStripe * products<S>;
-        s.outputs[k] = partial(block.chunk, block.group, block.filters.first + k);
+        s.outputs[k] = s.sums + k * sum_pitch();
+        s.written[k] = partial(first_chunk, block.group, block.filters.first + k);
       }
-    for (int64_t i = first; i < last; ++i) {
-      block.begin = i * kBlockPixels;
-      block.pixels = std::min(kBlockPixels, pixels_ - block.begin);
-      block.accumulate = i > first;
-      if (patch_rows_)
-        multiply_patch_rows(phase, block, s);
-      else
-        multiply_patch_columns(phase, block, s);
+    for (block.chunk = first_chunk; block.chunk < first_chunk + task_chunks_; ++block.chunk) {
+      const int64_t first = blocks_ * block.chunk / chunks_, last = blocks_ * (block.chunk + 1) / chunks_;
+      for (int64_t i = first; i < last; ++i) {
+        block.begin = i * kBlockPixels;
+        block.pixels = std::min(kBlockPixels, pixels_ - block.begin);
+        block.accumulate = i > first;
+        block.is_last = i + 1 == last;
+        if (patch_rows_)
+          multiply_patch_rows(phase, block, s);
+        else
+          multiply_patch_columns(phase, block, s);
+      }
     }
   }
 
@@ -114,7 +123,7 @@ class GemmWeight {
       const int64_t width = std::min<int64_t>(lanes<A>, columns_ - column);
       for (int64_t row = begin; row < end; ++row) {
         vec<A> sum = load(partial(0, group, row) + column);
-        for (int64_t chunk = 1; chunk < chunks_; ++chunk) sum += load(partial(chunk, group, row) + column);
+        for (int64_t chunk = 1; chunk < partials_; ++chunk) sum += load(partial(chunk, group, row) + column);
         if (transposed_)
           store(sums[row - begin], sum);
         else if (exchanged_)
@@ -176,6 +185,7 @@ class GemmWeight {
     Filters filters;
     int64_t begin, pixels;
     bool accumulate;  // to the blocks before
+    bool is_last;     // of the chunk
   };
 
   struct Scratch {
@@ -183,9 +193,11 @@ class GemmWeight {
     S* gathered;  // [panel][step][column][products]; [row][pixel]
     S* gradient;  // [stripe][step][filter][products]; [panel][step][filter][products]
     S* spare;     // zeros; `lanes` rows of grad_output
+    A* sums;      // of a chunk's blocks, where columns are patches: [filter][column]
     Run* runs;
     // Of a tile or, where columns are patches, of all filters of a part.
     A** outputs;
+    A** written;
     const S** rows;
     const S** sources;
   };
@@ -201,11 +213,16 @@ class GemmWeight {
     return {carver.take<S>(gathered),
             carver.take<S>(gradient),
             carver.take<S>(spare),
+            carver.take<A>(patch_rows_ ? 0 : part_size_ * sum_pitch()),
             carver.take<Run>(kBlockPixels),
             carver.take<A*>(std::max<int64_t>(kTileRows, part_size_)),
+            carver.take<A*>(patch_rows_ ? 0 : part_size_),
             carver.take<const S*>(std::max<int64_t>(kTileRows, part_size_)),
             carver.take<const S*>(kBlockPixels + kSourcesAhead)};
   }
+
+  // Off a power of two, as the sums of all rows are used together.
+  int64_t sum_pitch() const { return std::min(split_size_, round_up(columns_, lanes<A>)) + lanes<A>; }
 
   A* partial(int64_t chunk, int64_t group, int64_t row) const {
     if constexpr (std::is_same_v<A, T>)
@@ -227,18 +244,24 @@ class GemmWeight {
     product.sources = s.sources;
     product.depth = divide_up(b.pixels, products<S>);
     product.accumulate = b.accumulate;
+    const bool added = b.is_last && task_chunks_ > 1 && b.chunk > 0;
+    const A* const chunks_before = added ? s.written[0] : nullptr;
+    const Epilogue<A> epilogue(s.written[0], chunks_before, {});
+    if (b.is_last) product.epilogue = &epilogue;
     const TileHeights heights(b.filters.count);
     for (int64_t first = 0; first < columns.count; first += kPanel<A>) {
       const int64_t panel = first / kPanel<A>;
-      S* gathered = s.gathered + panel * PatchPanels<T>::kPanelPitch;
+      S* gathered = packs ? s.gathered : s.gathered + panel * PatchPanels<T>::kPanelPitch;
       const S* const panels[] = {gathered};
       product.panels = panels;
       product.packed = gathered;
-      product.output_offset = columns.first + first;
+      product.output_offset = first;
+      product.written_offset = columns.first + first;
       const int vectors = panel_width<A>(columns.count, panel) / lanes<A>;
       for (int64_t tile = 0, row = 0; row < b.filters.count; row += heights.at(tile++)) {
         product.rows = s.rows + row;
         product.outputs = s.outputs + row;
+        product.written = s.written + row;
         if (packs) look_ahead(b, columns, first, tile, s, product);
         if constexpr (kUnconverted)
           if (packs && tile == 0) {
@@ -397,6 +420,7 @@ class GemmWeight {
   bool packs_panels_;  // while the first tile is multiplied, instead of before
   int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
   int64_t pixels_, blocks_, chunks_;
+  int64_t task_chunks_, partials_;  // chunks that a task adds up, and sums that are left for `finish`
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -77,18 +77,22 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
     const S* row[Rows];
     CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) row[r] = rows[r] + t.row_offset;
     const S* panel = Packs ? t.packed : t.panels[segment] + t.panel_offset;
-    for (int64_t d = 0; d < t.depth; ++d, panel += Vectors * lanes<A> * products<S>) {
+    // What is packed might be what these point to, for all the compiler knows.
+    const S* const* sources = t.sources;
+    S* packed = t.packed;
+    const int64_t depth = t.depth, offset = t.panel_offset;
+    for (int64_t d = 0; d < depth; ++d, panel += Vectors * lanes<A> * products<S>) {
       __builtin_prefetch(ahead);
       ahead += ahead_step;
       typename Operand::vector column[Vectors];
       if constexpr (Packs) {
         static_assert(products<S> == 1);
-        const S *source = t.sources[d] + t.panel_offset, *later = t.sources[d + kSourcesAhead] + t.panel_offset;
+        const S *source = sources[d] + offset, *later = sources[d + kSourcesAhead] + offset;
         CONVLAB_UNROLL for (int j = 0; j < Vectors * lanes<A>; j += 64 / sizeof(S)) __builtin_prefetch(later + j);
         CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {
           column[v] = Operand::load(source + v * lanes<A>);
           pin(column[v]);
-          store(t.packed + (d * Vectors + v) * lanes<A>, column[v]);
+          store(packed + (d * Vectors + v) * lanes<A>, column[v]);
         }
       } else {
         CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) {

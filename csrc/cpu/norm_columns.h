@@ -12,11 +12,13 @@
 
 namespace convlab::cpu::CONVLAB_ISA {
 
-constexpr int kTileRows = 4;             // more would need more pointers than there are registers
+constexpr int kNormRows = 4;             // more would need more pointers than there are registers
+constexpr int kMomentRows = 8;           // of one tensor
+constexpr int64_t kNarrowBytes = 4096;   // of a row: what is kept per channel, up to seven values, stays in L1
 constexpr int64_t kMergedChannels = 16;  // of one merging task
 
 // Calls body(row, column, std::integral_constant<int, rows>, part) for tiles of a few rows and one vector of columns.
-template <class A, class Body>
+template <class A, int Rows, class Body>
 CONVLAB_INLINE void for_each_tile(int64_t rows, int64_t columns, const Body& body) {
   const int64_t whole = columns / lanes<A> * lanes<A>;
   const auto across = [&](int64_t row, auto height) {
@@ -26,8 +28,16 @@ CONVLAB_INLINE void for_each_tile(int64_t rows, int64_t columns, const Body& bod
       body(r, whole, std::integral_constant<int, 1>{}, First{columns - whole});
   };
   int64_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows) across(row, std::integral_constant<int, kTileRows>{});
+  for (; row + Rows <= rows; row += Rows) across(row, std::integral_constant<int, Rows>{});
   for (; row < rows; ++row) across(row, std::integral_constant<int, 1>{});
+}
+
+// Calls body(std::integral_constant<int, rows>) for passes over several tensors: they come faster a row at a time, in
+// memory order, than several rows side by side.
+template <class A, class Body>
+CONVLAB_INLINE void with_rows(int64_t channels, const Body& body) {
+  if (channels * static_cast<int64_t>(sizeof(A)) <= kNarrowBytes) return body(std::integral_constant<int, 1>{});
+  body(std::integral_constant<int, kNormRows>{});
 }
 
 template <class T>
@@ -122,7 +132,7 @@ struct NormColumns {
       sample_means(x, std::min<int64_t>(block.rows, 8), channels, shifts);
       std::fill(sums, sums + channels, A(0));
       std::fill(squares, squares + channels, A(0));
-      for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
+      for_each_tile<A, kMomentRows>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
         const vec<A> shift = load(shifts + c, part);
         vec<A> sum = {}, square = {};
         CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
@@ -264,15 +274,17 @@ struct NormColumns {
     uint8_t* stopped = S == Steps::add_clamp_mark ? block.stopped(a) : nullptr;
     const VectorBounds<A> bounds(a.clamp);
     const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
-    for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
-      const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
-      CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-        const int64_t at = (row + r) * channels + c;
-        vec<A> y = normalized(load(x + at, part), mean, scale, shift);
-        if (adds(S)) y += load(residual + at, part);
-        if (S == Steps::add_clamp_mark) *bits_at<A>(stopped + (row + r) * pitch, c) = bits_of<A>(bounds.stops(y));
-        store_output<Streams>(output + at, clamps(S) ? bounds.clamped(y) : y, part);
-      }
+    with_rows<A>(channels, [&](auto tile) {
+      for_each_tile<A, tile.value>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
+        const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
+        CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
+          const int64_t at = (row + r) * channels + c;
+          vec<A> y = normalized(load(x + at, part), mean, scale, shift);
+          if (adds(S)) y += load(residual + at, part);
+          if (S == Steps::add_clamp_mark) *bits_at<A>(stopped + (row + r) * pitch, c) = bits_of<A>(bounds.stops(y));
+          store_output<Streams>(output + at, clamps(S) ? bounds.clamped(y) : y, part);
+        }
+      });
     });
   }
 
@@ -293,20 +305,23 @@ struct NormColumns {
         const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
         std::fill(grads, grads + channels, A(0));
         std::fill(products, products + channels, A(0));
-        for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
-          const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
-          vec<A> sum = {}, product = {};
-          CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-            const int64_t at = (row + r) * channels + c;
-            const vec<A> x = load(input + at, part);
-            const vec<A> grad = gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c),
-                                            part, x, mean, scale, shift, bounds);
-            if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
-            sum += grad;
-            product = fma(grad, x - mean, product);
-          }
-          store(grads + c, load(grads + c, part) + sum, part);
-          store(products + c, load(products + c, part) + product, part);
+        with_rows<A>(channels, [&](auto tile) {
+          for_each_tile<A, tile.value>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
+            const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
+            vec<A> sum = {}, product = {};
+            CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
+              const int64_t at = (row + r) * channels + c;
+              const vec<A> x = load(input + at, part);
+              const vec<A> grad =
+                  gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c), part, x,
+                              mean, scale, shift, bounds);
+              if (M == Mask::clamp_of_sum && grad_residual) store(grad_residual + at, grad, part);
+              sum += grad;
+              product = fma(grad, x - mean, product);
+            }
+            store(grads + c, load(grads + c, part) + sum, part);
+            store(products + c, load(products + c, part) + product, part);
+          });
         });
       }
     });
@@ -378,18 +393,20 @@ struct NormColumns {
       T *output = a.output + block.at, *grad_residual = M == Mask::stored ? a.grad_residual + block.at : nullptr;
       uint8_t* stopped = M == Mask::stored ? block.stopped(a) : nullptr;
       const int64_t channels = w.channels, pitch = stopped_bytes(channels, lanes<A>);
-      for_each_tile<A>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
-        const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
-        const vec<A> slope = load(slopes + c, part), constant = load(constants + c, part);
-        CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
-          const int64_t at = (row + r) * channels + c;
-          const vec<A> x = load(input + at, part);
-          const vec<A> grad = gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c),
-                                          part, x, mean, scale, shift, bounds);
-          if (M == Mask::stored) store_output<Streams>(grad_residual + at, grad, part);
-          const vec<A> deviation = varies ? x - mean : vec<A>{};
-          store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
-        }
+      with_rows<A>(channels, [&](auto tile) {
+        for_each_tile<A, tile.value>(block.rows, channels, [&](int64_t row, int64_t c, auto height, auto part) {
+          const vec<A> mean = load(means + c, part), scale = load(scales + c, part), shift = load(shifts + c, part);
+          const vec<A> slope = load(slopes + c, part), constant = load(constants + c, part);
+          CONVLAB_UNROLL for (int r = 0; r < height.value; ++r) {
+            const int64_t at = (row + r) * channels + c;
+            const vec<A> x = load(input + at, part);
+            const vec<A> grad = gradient<M>(grad_output + at, residual + at, bits_at<A>(stopped + (row + r) * pitch, c),
+                                            part, x, mean, scale, shift, bounds);
+            if (M == Mask::stored) store_output<Streams>(grad_residual + at, grad, part);
+            const vec<A> deviation = varies ? x - mean : vec<A>{};
+            store_output<Streams>(output + at, fma(deviation, slope, fma(grad, scale, constant)), part);
+          }
+        });
       });
     }
   }

@@ -186,7 +186,7 @@ struct NormDouble {
         A* sums = w.partial(block, 0);
         std::fill(sums, sums + kSums * w.channels, A(0));
         const int64_t first = block * w.block_rows, rows = std::min(w.block_rows, a.rows() - first);
-        for_each_tile<A>(rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+        for_each_tile<A, kNormRows>(rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
           vec<A> sum[kSums] = {};
           const auto take = [&](int which) { return load(w.coefficient(which) + c, part); };
           CONVLAB_UNROLL for (int r = 0; r < height.value; ++r)
@@ -219,7 +219,7 @@ struct NormDouble {
       with_mask(a, [&](auto mask) {
         for (int64_t block = end - 1; block >= begin; --block) {  // backwards: the last is still in cache
           const int64_t first = block * w.block_rows, rows = std::min(w.block_rows, a.rows() - first);
-          for_each_tile<A>(rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
+          for_each_tile<A, kNormRows>(rows, w.channels, [&](int64_t row, int64_t c, auto height, auto part) {
             const auto take = [&](int which) { return load(w.coefficient(which) + c, part); };
             CONVLAB_UNROLL for (int r = 0; r < height.value; ++r)
                 write<mask.value, stream.value>(p, (first + row + r) * w.channels + c, part, take);
