@@ -36,8 +36,12 @@ struct StripSum {
 template <class A>
 struct GroupStrip {
   static constexpr int64_t kMostReads = 64;
-  // From pixel to pixel: wide ones off a power of two.
-  static constexpr int64_t kPitch = kMostReads + lanes<A>, kNarrowPitch = lanes<A>;
+  // From pixel to pixel: wide ones off a power of two. Few channels stand close, at the usual steps.
+  static constexpr int64_t kPitch = kMostReads + lanes<A>, kNarrowPitch = lanes<A>, kFewPitch = StripLines<A>::kFew;
+  static int64_t pitch_for(int64_t channels, int64_t step) {
+    if (channels <= kFewPitch && step <= 2) return kFewPitch;
+    return channels <= kNarrowPitch ? kNarrowPitch : kPitch;
+  }
   static constexpr int kSums = kTileRows * kTileVectors;
 
   // Step: t.step, or 0 for any.
@@ -84,6 +88,11 @@ struct GroupStrip {
     if (step == 2) return {Pixels, sum_tile<Pixels, Vectors, 2, Pitch>};
     return {Pixels, sum_tile<Pixels, Vectors, 0, Pitch>};
   }
+  template <int Pixels, int Vectors>
+  static Tile few_tile_of(int64_t step) {
+    if (step == 1) return {Pixels, sum_tile<Pixels, Vectors, 1, kFewPitch>};
+    return {Pixels, sum_tile<Pixels, Vectors, 2, kFewPitch>};
+  }
   // The tile for a line of `columns` pixels: what takes longest of its multiply-adds and loads, few pixels too many.
   template <int Vectors>
   static Tile best_tile(int64_t columns, int64_t step, int64_t pitch) {
@@ -96,7 +105,9 @@ struct GroupStrip {
                              std::max({pixels * Vectors, pixels + Vectors, 8});  // or the latency of eight sums
         if (cost >= least) return;
         least = cost;
-        best = pitch == kPitch ? tile_of<pixels, Vectors, kPitch>(step) : tile_of<pixels, Vectors, kNarrowPitch>(step);
+        best = pitch == kPitch         ? tile_of<pixels, Vectors, kPitch>(step)
+               : pitch == kNarrowPitch ? tile_of<pixels, Vectors, kNarrowPitch>(step)
+                                       : few_tile_of<pixels, Vectors>(step);
       }
     };
     [&]<int... Size>(std::integer_sequence<int, Size...>) {
@@ -131,11 +142,11 @@ class DirectGroups {
     // Channels first, few planes are read at a time, many lines of each.
     const int64_t wanted = last_ ? Strip::kMostReads : lanes<A>;
     together_ = std::clamp<int64_t>(wanted / std::max<int64_t>(1, reads_), 1, g.groups);
-    pitch_ = together_ * reads_ <= Strip::kNarrowPitch ? Strip::kNarrowPitch : Strip::kPitch;
+    const Phase phase = t_.phase(0);  // no other has more pixels
+    pitch_ = Strip::pitch_for(together_ * reads_, phase.axis[2].read_step);
     const int64_t used_pitch = std::min(pitch_, round_up(together_ * reads_, 16));
     blocks_ = divide_up(g.groups, together_);
     weights_ = WeightPanels<T>(arguments_, t_, reads_, false);
-    const Phase phase = t_.phase(0);  // no other has more pixels
     const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
     segments_ = divide_up(columns, kSegment);
     segment_ = divide_up(columns, segments_);
@@ -223,8 +234,9 @@ class DirectGroups {
     StripTap* taps;
   };
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(strip_pixels(strip_) * pitch_), carver.take<A>((segment_ + kMostPixels) * kPanel<A>),
-            carver.take<A>(kPanel<A>), carver.take<StripTap>(t_.geometry.taps())};
+    return {carver.take<A>(strip_pixels(strip_) * pitch_ + lanes<A>),
+            carver.take<A>((segment_ + kMostPixels) * kPanel<A>), carver.take<A>(kPanel<A>),
+            carver.take<StripTap>(t_.geometry.taps())};
   }
 
   int64_t line_size() const { return reach_.slots * pitch_; }

@@ -31,7 +31,8 @@ struct StripReach {
   int64_t lines_of(int64_t rows) const { return (rows - 1) * row_step + lines; }
 };
 
-// Some neighbouring channels of an image's lines, pixels x .. x + slots, brought together as [slot][channel].
+// Some neighbouring channels of an image's lines, pixels x .. x + slots, brought together as [slot][channel]. What lies
+// behind the channels of a slot is undefined.
 template <class T>
 struct StripLines {
   using A = accumulate_t<T>;
@@ -39,26 +40,41 @@ struct StripLines {
   Layout layout;
   const int64_t* size;  // of the image
   int64_t all_channels, first_channel, channels;
-  int64_t x, slots, pitch;  // from slot to slot, at least `channels` in whole vectors
+  int64_t x, slots, pitch;  // from slot to slot: kFew, or at least `channels` in whole vectors
 
-  // Line (z, y) -> target; zeros outside the image.
+  static constexpr int64_t kFew = 4;  // channels that are not filled up to a vector
+
+  // Line (z, y) -> target; zeros outside the image. With pitch kFew up to a vector behind the line is overwritten.
   void copy(const T* image, int64_t z, int64_t y, A* target) const {
     const int64_t begin = std::clamp<int64_t>(-x, 0, slots), end = std::clamp(size[2] - x, begin, slots);
     const bool outside = z < 0 || z >= size[0] || y < 0 || y >= size[1] || begin == end;
     std::fill(target, target + (outside ? slots : begin) * pitch, A(0));
     if (outside) return;
-    std::fill(target + end * pitch, target + slots * pitch, A(0));
     const int64_t plane = size[0] * size[1] * size[2], pixel = (z * size[1] + y) * size[2] + x + begin;
-    target += begin * pitch;
+    A* const to = target + begin * pitch;
     if (layout == Layout::channels_last) {
-      const T* from = image + pixel * all_channels + first_channel;
-      for (int64_t i = begin; i < end; ++i, from += all_channels, target += pitch)
-        copy_span<1>(from, 1, channels, target);
+      copy_pixels(image + pixel * all_channels + first_channel, end - begin, to,
+                  (plane - pixel) * all_channels - first_channel);
     } else {
       for (int64_t c = 0; c < channels; c += lanes<A>)
         transpose_matrix(image + (first_channel + c) * plane + pixel, plane, std::min<int64_t>(lanes<A>, channels - c),
-                         end - begin, target + c, pitch);
+                         end - begin, to + c, pitch);
     }
+    std::fill(target + end * pitch, target + slots * pitch, A(0));
+  }
+
+ private:
+  // Without masks where `left`, what is left of the image, allows it.
+  void copy_pixels(const T* from, int64_t count, A* to, int64_t left) const {
+    const bool few = pitch < lanes<A> && std::is_same_v<T, A>;
+    const int64_t copied = few ? pitch : round_up(channels, lanes<A>);
+    const int64_t whole = left < copied || pitch < copied ? 0 : std::min(count, (left - copied) / all_channels + 1);
+    int64_t i = 0;
+    if (few)
+      for (; i < whole; ++i, from += all_channels, to += pitch) std::memcpy(to, from, kFew * sizeof(T));
+    for (; i < whole; ++i, from += all_channels, to += pitch)
+      for (int64_t c = 0; c < channels; c += lanes<A>) store(to + c, load(from + c));
+    for (; i < count; ++i, from += all_channels, to += pitch) copy_span<1>(from, 1, channels, to);
   }
 };
 
