@@ -129,6 +129,9 @@ DIVIDED = (
     ConvCase("long_lines_of_few_channels", (1, 2, 700), 48, 5, padding=2),
     ConvCase("weight_of_many_blocks", (2, 70, 6, 5), 131, 3, stride=2, padding=1, bias=True),
     ConvCase("pointwise_weight_of_many_blocks", (1, 130, 9, 9), 203, 1, bias=True),
+    # The weight's gradient has four parts, or two, and several chunks of pixels: with three threads these are tasks.
+    ConvCase("pointwise_four_parts_of_weight", (2, 264, 18, 17), 262, 1),
+    ConvCase("pointwise_two_parts_of_weight", (3, 96, 16, 17), 288, 1),
 )
 
 # Winograd sees 2 to 5 taps per stride, or segments of more, along one axis or two; with less than a vector of channels,

@@ -9,12 +9,13 @@
 // be filled element by element. With few filters and stride 1 the tensors exchange roles: the same sums are those of
 // patches of grad_output times pixels of the input, and few patches are gathered. Where a step of the reduction takes
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
-// covers one block of pixels; blocks are added up in the workspace, which holds one sum per chunk of the batch's pixels
-// so that small weights still give work to every thread. Chunks depend on the geometry alone, and `finish` adds them in
-// order: the same bits for every number of threads. Where parts of the weight are tasks enough, and columns are
-// patches, a task adds up its chunks by itself, in the same order. Cost: multiply_adds() plus a gather and a packing
-// per block. Memory: chunks x weights, at most max(weights, kMaxPartialBytes); per thread the two packed blocks and the
-// sums of a task. Limits: fewer than `lanes` columns per group (depthwise) leave lanes idle.
+// covers one block of pixels. Blocks are added up, where columns are patches, in scratch memory, and in chunks: one sum
+// per chunk of the batch's pixels is kept in the workspace, so that small weights still give work to every thread, and
+// `finish` adds them in order. Chunks depend on the geometry alone: the same bits for every number of threads. Where
+// columns are patches and parts of the weight are tasks enough, a task adds up its chunks by itself, in the same order.
+// Cost: multiply_adds() plus a gather and a packing per block. Memory: chunks x weights, or one weight, at most
+// max(weights, kMaxPartialBytes); per thread the two packed blocks and the sums of a part of the weight. Limits: fewer
+// than `lanes` columns per group (depthwise) leave lanes idle.
 #pragma once
 #include "conv_gemm_channels_last.h"
 #include "conv_patch_panels.h"
@@ -244,9 +245,8 @@ class GemmWeight {
     product.sources = s.sources;
     product.depth = divide_up(b.pixels, products<S>);
     product.accumulate = b.accumulate;
-    const bool added = b.is_last && task_chunks_ > 1 && b.chunk > 0;
-    const A* const chunks_before = added ? s.written[0] : nullptr;
-    const Epilogue<A> epilogue(s.written[0], chunks_before, {});
+    // The chunks before are added where they lie: what is written is its own residual.
+    const Epilogue<A> epilogue(s.written[0], task_chunks_ > 1 && b.chunk > 0 ? s.written[0] : nullptr, {});
     if (b.is_last) product.epilogue = &epilogue;
     const TileHeights heights(b.filters.count);
     for (int64_t first = 0; first < columns.count; first += kPanel<A>) {

@@ -53,8 +53,8 @@ struct StripLines {
     const int64_t plane = size[0] * size[1] * size[2], pixel = (z * size[1] + y) * size[2] + x + begin;
     A* const to = target + begin * pitch;
     if (layout == Layout::channels_last) {
-      copy_pixels(image + pixel * all_channels + first_channel, end - begin, to,
-                  (plane - pixel) * all_channels - first_channel);
+      copy_slots(image + pixel * all_channels + first_channel, end - begin, to,
+                 (plane - pixel) * all_channels - first_channel);
     } else {
       for (int64_t c = 0; c < channels; c += lanes<A>)
         transpose_matrix(image + (first_channel + c) * plane + pixel, plane, std::min<int64_t>(lanes<A>, channels - c),
@@ -65,9 +65,9 @@ struct StripLines {
 
  private:
   // Without masks where `left`, what is left of the image, allows it.
-  void copy_pixels(const T* from, int64_t count, A* to, int64_t left) const {
-    const bool few = pitch < lanes<A> && std::is_same_v<T, A>;
-    const int64_t copied = few ? pitch : round_up(channels, lanes<A>);
+  void copy_slots(const T* from, int64_t count, A* to, int64_t left) const {
+    const bool few = pitch == kFew && channels <= kFew && std::is_same_v<T, A>;
+    const int64_t copied = few ? kFew : round_up(channels, lanes<A>);
     const int64_t whole = left < copied || pitch < copied ? 0 : std::min(count, (left - copied) / all_channels + 1);
     int64_t i = 0;
     if (few)

@@ -14,7 +14,7 @@ namespace convlab::cpu::CONVLAB_ISA {
 
 constexpr int kNormRows = 4;             // more would need more pointers than there are registers
 constexpr int kMomentRows = 8;           // of one tensor
-constexpr int64_t kNarrowBytes = 4096;   // of a row: what is kept per channel, up to seven values, stays in L1
+constexpr int64_t kNarrowBytes = 4096;   // of a row: what is kept per channel, up to five values, stays in L1
 constexpr int64_t kMergedChannels = 16;  // of one merging task
 
 // Calls body(row, column, std::integral_constant<int, rows>, part) for tiles of a few rows and one vector of columns.
@@ -33,7 +33,7 @@ CONVLAB_INLINE void for_each_tile(int64_t rows, int64_t columns, const Body& bod
 }
 
 // Calls body(std::integral_constant<int, rows>) for passes over several tensors: they come faster a row at a time, in
-// memory order, than several rows side by side.
+// memory order, than several rows side by side, unless what is kept per channel does not stay in L1 from row to row.
 template <class A, class Body>
 CONVLAB_INLINE void with_rows(int64_t channels, const Body& body) {
   if (channels * static_cast<int64_t>(sizeof(A)) <= kNarrowBytes) return body(std::integral_constant<int, 1>{});
