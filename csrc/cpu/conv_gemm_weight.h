@@ -9,11 +9,11 @@
 // be filled element by element. With few filters and stride 1 the tensors exchange roles: the same sums are those of
 // patches of grad_output times pixels of the input, and few patches are gathered. Where a step of the reduction takes
 // two elements (operand.h), they are neighbouring pixels; an odd block is filled up with zeros. Each chain of additions
-// covers one block of pixels. Blocks are added up, where columns are patches, in scratch memory, and in chunks: one sum
-// per chunk of the batch's pixels is kept in the workspace, so that small weights still give work to every thread, and
-// `finish` adds them in order. Chunks depend on the geometry alone: the same bits for every number of threads. Where
-// columns are patches and parts of the weight are tasks enough, a task adds up its chunks by itself, in the same order.
-// Cost: multiply_adds() plus a gather and a packing per block. Memory: chunks x weights, or one weight, at most
+// covers one block of pixels. Blocks are added up (in scratch memory, if they would share cache sets) in chunks: one
+// sum per chunk of the batch's pixels is kept in the workspace, so that small weights still give work to every thread,
+// and `finish` adds them in order. Chunks depend on the geometry alone: the same bits for every number of threads.
+// Where columns are patches and parts of the weight are tasks enough, a task adds up its chunks by itself, in the same
+// order. Cost: multiply_adds() plus a gather and a packing per block. Memory: chunks x weights, or one weight, at most
 // max(weights, kMaxPartialBytes); per thread the two packed blocks and the sums of a part of the weight. Limits: fewer
 // than `lanes` columns per group (depthwise) leave lanes idle.
 #pragma once
@@ -65,6 +65,8 @@ class GemmWeight {
     const bool enough_parts = parts >= 2 * arguments.threads || parts % arguments.threads == 0;
     task_chunks_ = !patch_rows_ && enough_parts ? chunks_ : 1;
     partials_ = chunks_ / task_chunks_;
+    const bool share_sets = columns_ > split_size_ && pitch_ * static_cast<int64_t>(sizeof(A)) % kCacheSets == 0;
+    sums_apart_ = !patch_rows_ && (task_chunks_ > 1 || share_sets);
     transposed_ = patch_rows_ != exchanged_;
     in_place_ = !patch_rows_ && !exchanged_ && partials_ == 1 && std::is_same_v<A, T> && pitch_ == columns_;
   }
@@ -97,8 +99,8 @@ class GemmWeight {
     if (!patch_rows_)
       for (int64_t k = 0; k < block.filters.count; ++k) {
         s.rows[k] = s.gradient + k / kStripe * kStripePitch + k % kStripe * products<S>;
-        s.outputs[k] = s.sums + k * sum_pitch();
         s.written[k] = partial(first_chunk, block.group, block.filters.first + k);
+        s.outputs[k] = sums_apart_ ? s.sums + k * sum_pitch() : s.written[k] + block.split * split_size_;
       }
     for (block.chunk = first_chunk; block.chunk < first_chunk + task_chunks_; ++block.chunk) {
       const int64_t first = blocks_ * block.chunk / chunks_, last = blocks_ * (block.chunk + 1) / chunks_;
@@ -146,6 +148,8 @@ class GemmWeight {
   static constexpr int64_t kPartFilters = 256;                             // filters of a task
   static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task: of patches
   static constexpr int64_t kSplitRows = 288;                               // rows of a task: of patches
+  static constexpr int64_t kCacheSets =
+      1024;  // parts of rows so many bytes apart, or a multiple, share sets of the caches
   static constexpr int64_t kFewChannels = 4;
   static constexpr int64_t kFewRows = 128;  // of a pointwise product: with more, its panels cost little to pack
   static constexpr int64_t kEnoughTasks = 16;
@@ -194,7 +198,7 @@ class GemmWeight {
     S* gathered;  // [panel][step][column][products]; [row][pixel]
     S* gradient;  // [stripe][step][filter][products]; [panel][step][filter][products]
     S* spare;     // zeros; `lanes` rows of grad_output
-    A* sums;      // of a chunk's blocks, where columns are patches: [filter][column]
+    A* sums;      // of a chunk's blocks, if they are apart: [filter][column]
     Run* runs;
     // Of a tile or, where columns are patches, of all filters of a part.
     A** outputs;
@@ -214,7 +218,7 @@ class GemmWeight {
     return {carver.take<S>(gathered),
             carver.take<S>(gradient),
             carver.take<S>(spare),
-            carver.take<A>(patch_rows_ ? 0 : part_size_ * sum_pitch()),
+            carver.take<A>(sums_apart_ ? part_size_ * sum_pitch() : 0),
             carver.take<Run>(kBlockPixels),
             carver.take<A*>(std::max<int64_t>(kTileRows, part_size_)),
             carver.take<A*>(patch_rows_ ? 0 : part_size_),
@@ -247,7 +251,7 @@ class GemmWeight {
     product.accumulate = b.accumulate;
     // The chunks before are added where they lie: what is written is its own residual.
     const Epilogue<A> epilogue(s.written[0], task_chunks_ > 1 && b.chunk > 0 ? s.written[0] : nullptr, {});
-    if (b.is_last) product.epilogue = &epilogue;
+    if (b.is_last && sums_apart_) product.epilogue = &epilogue;
     const TileHeights heights(b.filters.count);
     for (int64_t first = 0; first < columns.count; first += kPanel<A>) {
       const int64_t panel = first / kPanel<A>;
@@ -418,6 +422,7 @@ class GemmWeight {
   bool transposed_;    // rows are channels of the weight, columns its filters
   bool in_place_;      // sums are kept in the weight itself
   bool packs_panels_;  // while the first tile is multiplied, instead of before
+  bool sums_apart_;    // in scratch memory, until the last block of a chunk
   int64_t channels_, filters_, rows_, columns_, pitch_, split_count_, split_size_, part_count_, part_size_;
   int64_t pixels_, blocks_, chunks_;
   int64_t task_chunks_, partials_;  // chunks that a task adds up, and sums that are left for `finish`
