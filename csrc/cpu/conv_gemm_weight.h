@@ -148,8 +148,7 @@ class GemmWeight {
   static constexpr int64_t kPartFilters = 256;                             // filters of a task
   static constexpr int64_t kSplitPanels = 1024 / (kPanel<A> * sizeof(A));  // columns of a task: of patches
   static constexpr int64_t kSplitRows = 288;                               // rows of a task: of patches
-  static constexpr int64_t kCacheSets =
-      1024;  // parts of rows so many bytes apart, or a multiple, share sets of the caches
+  static constexpr int64_t kCacheSets = 1024;  // parts of rows so many bytes apart share sets of the caches
   static constexpr int64_t kFewChannels = 4;
   static constexpr int64_t kFewRows = 128;  // of a pointwise product: with more, its panels cost little to pack
   static constexpr int64_t kEnoughTasks = 16;
