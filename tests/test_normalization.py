@@ -23,6 +23,7 @@ SHAPES = {
     "2d one sample": (1, 24, 8, 8),
     "2d blocks": (2, 3, 80, 90),  # several blocks of 4096 elements
     "2d rows": (300, 33, 1, 2),  # several blocks of rows
+    "2d channels": (3, 1053, 2, 3),  # more than one row at a time
     "3d": (2, 10, 3, 4, 5),
 }
 
