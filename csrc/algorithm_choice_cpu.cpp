@@ -231,6 +231,8 @@ double direct_groups_cost(const ConvProblem& problem) {
     tap = wide && !last ? per_tap / 4 : 0;
   } else if (g.strided()) {
     each = wide && g.kernel[2] > g.stride[2] ? (halves && last ? 1.1 : 1) : 1.3;
+    // Three channels and their like stand close in the strip.
+    if (wide && last && !cpu::halves_avx512() && read <= 4 && g.stride[2] == 2 && g.kernel[2] > 2) tap = 0;
   }
   const bool quick = wide && (!halves || (g.strided() && problem.pass == Pass::forward));
   if (!last) each *= quick && g.taps() > 1 && g.kernel[0] == 1 ? 1.05 : halves && g.taps() == 1 ? 1.8 : 1.45;

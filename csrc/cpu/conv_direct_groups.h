@@ -148,7 +148,7 @@ class DirectGroups {
     blocks_ = divide_up(g.groups, together_);
     weights_ = WeightPanels<T>(arguments_, t_, reads_, false);
     const int64_t columns = std::max<int64_t>(1, phase.axis[2].count), rows = std::max<int64_t>(1, phase.axis[1].count);
-    segments_ = divide_up(columns, kSegment);
+    segments_ = divide_up(columns, pitch_ == Strip::kFewPitch ? kFewSegment : kSegment);
     segment_ = divide_up(columns, segments_);
     reach_ = StripReach(t_, segment_ + kMostPixels);
     planes_ = std::max<int64_t>(1, phase.axis[0].count);
@@ -213,18 +213,21 @@ class DirectGroups {
             if (last_ && !t_.epilogue.needed() && target.channels % lanes<A> == 0)
               for (; x + tile.pixels <= columns; x += tile.pixels)
                 sum(x, target.first + x * target.step, target.step, past_caches_);
-          const int64_t direct = x;
-          for (; x < columns; x += tile.pixels) sum(x, s.sums + (x - direct) * kPanel<A>, kPanel<A>, false);
-          store_line(target, direct, columns, s.sums);
+          const int64_t step_stored = last_ ? tile.pixels : columns;  // planes are written a whole line at a time
+          for (int64_t begin = x; begin < columns; begin = x) {
+            for (; x < std::min(begin + step_stored, columns); x += tile.pixels)
+              sum(x, s.sums + (x - begin) * kPanel<A>, kPanel<A>, false);
+            store_line(target, begin, std::min(x, columns), s.sums);
+          }
         }
     }
     if (past_caches_) store_fence();
   }
 
  private:
-  static constexpr int64_t kMostPixels = 14;  // of a tile
-  static constexpr int64_t kSegment = 64;     // pixels of a line
-  static constexpr int64_t kStrip = 16;       // lines
+  static constexpr int64_t kMostPixels = 14;                  // of a tile
+  static constexpr int64_t kSegment = 64, kFewSegment = 256;  // pixels of a line
+  static constexpr int64_t kStrip = 16;                       // lines
   static constexpr int64_t kStripBytes = int64_t{192} << 10;
 
   struct Scratch {
