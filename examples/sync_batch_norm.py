@@ -1,6 +1,7 @@
 """Batch norm over the batches of two processes (DDP, on the CPU): as if one process had the whole batch."""
 
 import copy
+import gc
 import os
 import tempfile
 
@@ -39,6 +40,8 @@ def worker(rank, store, images, labels, results):
         model = DistributedDataParallel(prepare(make_model()))
         state = train(model, images[mine], labels[mine])
         torch.save({key.removeprefix("module."): value for key, value in state.items()}, f"{results}/{name}-{rank}")
+    del model
+    gc.collect()  # what refers to the process group: its threads end with it, before the interpreter does
     dist.destroy_process_group()
 
 

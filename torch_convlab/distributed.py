@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+
+# Its default arguments keep the process group there is when it is first imported, which DistributedDataParallel does:
+# the group's threads would outlive destroy_process_group, and abort a process that ends while they free a tensor.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
