@@ -33,6 +33,7 @@ struct TileProduct {
   int64_t row_pitch = 0;              // whatever, with one segment
   int64_t segments = 1, depth = 0;    // depth in steps, of products<S> elements each
   int64_t row_offset = 0;             // added to every row pointer, in elements
+  int64_t row_step = 0;               // from one element of a row to the next, where Step is 0
   int64_t panel_offset = 0;           // added to every panel pointer
   A* const* outputs = nullptr;        // [rows of the tile]; sums of this call, or so far
   int64_t output_offset = 0;
@@ -56,8 +57,8 @@ CONVLAB_INLINE void prefetch_rows(T* const* rows, int64_t offset) {
       __builtin_prefetch(rows[r] + offset + j);
 }
 
-// Step: distance in memory of successive reduction elements of a row. Packs: the panel is read from where its rows lie,
-// and packed for the tiles that follow.
+// Step: distance in memory of successive reduction elements of a row; 0: it is row_step. Packs: the panel is read from
+// where its rows lie, and packed for the tiles that follow.
 template <class A, class S, class T, int Rows, int Vectors, int Step, bool Packs = false>
 void multiply_tile(const TileProduct<A, S, T>& t) {
   using Operand = CONVLAB_ISA::Operand<S>;
@@ -80,7 +81,7 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
     // What is packed might be what these point to, for all the compiler knows.
     const S* const* sources = t.sources;
     S* packed = t.packed;
-    const int64_t depth = t.depth, offset = t.panel_offset;
+    const int64_t depth = t.depth, offset = t.panel_offset, step = Step > 0 ? Step * products<S> : t.row_step;
     for (int64_t d = 0; d < depth; ++d, panel += Vectors * lanes<A> * products<S>) {
       __builtin_prefetch(ahead);
       ahead += ahead_step;
@@ -101,7 +102,7 @@ void multiply_tile(const TileProduct<A, S, T>& t) {
         }
       }
       CONVLAB_UNROLL for (int r = 0; r < Rows; ++r) {
-        typename Operand::vector element = Operand::broadcast(row[r] + d * Step * products<S>);
+        typename Operand::vector element = Operand::broadcast(row[r] + d * step);
         pin(element);
         CONVLAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] =
             Operand::multiply_add(element, column[v], sum[r][v]);
