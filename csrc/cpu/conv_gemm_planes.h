@@ -4,7 +4,8 @@
 // Idea: with few written channels every gathered element meets few multiply-adds, and with few read channels a patch
 // is little more than copies of the same pixels. Here the planes of some read channels are copied once, padded
 // (conv_planes.h), and a tap is a shift of them: a tile is up to 4 written channels times some vectors of neighbouring
-// flat outputs, whose inputs are loaded, mostly unaligned, straight from the planes. Channels last, lines are
+// flat outputs, whose inputs are loaded, mostly unaligned, straight from the planes. The phases of a strided backward
+// input read the same planes, and their outputs are brought together before they are stored. Channels last, lines are
 // transposed into planes and back. Cost: multiply_adds() for the pixels and a few columns per line. Memory: packed
 // weights; per thread the planes of a block of channels and the outputs of a band, about kBandBytes. Limits: bands lose
 // at their borders what they read twice, so kernels should be small against the map; reads that meet one or two written
@@ -46,29 +47,26 @@ class GemmPlanes {
     keeps_ = last_ || block_ < t_.read_channels;
     kept_ = keeps_ ? together_ * t_.written_channels : kWritten;
     written_blocks_ = divide_up(t_.written_channels, kWritten);
-    const int64_t others = t_.geometry.batch * group_blocks_ * t_.phase_count;
     const Phase first = t_.phase(0);  // no other has more pixels
-    const int64_t parts = divide_up(enough_tasks(arguments.threads), others);
+    const int64_t parts = divide_up(enough_tasks(arguments.threads), t_.geometry.batch * group_blocks_);
     bands_ = Bands(first, [&](const Band& band) {
       const int64_t bytes =
-          (together_ * block_ * band.size() + kept_ * band.length()) * static_cast<int64_t>(sizeof(A));
+          (together_ * block_ * band.size() + kept_ * t_.phase_count * band.length()) * static_cast<int64_t>(sizeof(A));
       return bytes <= kBandBytes && first.pixels() >= band.phase.pixels() * parts;
     });
-    for (int64_t index = 0; index < t_.phase_count; ++index) {
-      const Phase phase = t_.phase(index);
-      if (phase.pixels() == 0) continue;
-      const Band band(bands_.at(phase, 0));
-      planes_ = std::max(planes_, band.size());
-      outputs_ = std::max(outputs_, round_up(band.length(), lanes<A>) + kSlack);
-      line_ = std::max(line_, band.phase.axis[2].count);
-    }
+    const Band band = band_at(0);
+    planes_ = band.size();
+    outputs_ = round_up(band.length(), lanes<A>) + kSlack;
+    pitch_ = t_.phase_count * outputs_;
+    line_ = band.phase.axis[2].count;
+    phases_x_ = axis_phases(t_.geometry, t_.pass, 2);
   }
 
   ConvPlan plan() const {
     const ConvGeometry& g = t_.geometry;
     ConvPlan plan;
     plan.pack_tasks = g.groups * written_blocks_;
-    plan.run_tasks = t_.phase_count * g.batch * group_blocks_ * bands_.number(t_.phase(0));
+    plan.run_tasks = g.batch * group_blocks_ * bands_.number(t_.phase(0));
     plan.packed_bytes = g.groups * written_blocks_ * block_weights() * static_cast<int64_t>(sizeof(A));
     Carver count(nullptr);
     carve(count);
@@ -90,48 +88,45 @@ class GemmPlanes {
       }
   }
 
-  // A band of one phase, image and block of groups.
+  // A band of one image and block of groups.
   void run(void* scratch, int64_t task) const {
-    const Phase phase = t_.phase(task % t_.phase_count);  // fastest: phases differ in work
-    task /= t_.phase_count;
     const int64_t bands = bands_.number(t_.phase(0)), index = task % bands;
     const int64_t group = task / bands % group_blocks_ * together_, n = task / bands / group_blocks_;
-    if (index >= bands_.number(phase)) return;
     const int64_t groups = std::min(together_, t_.geometry.groups - group);
-    const Band band(bands_.at(phase, index));
+    const Band all = band_at(index);
     Carver carver(scratch);
     const Scratch s = carve(carver);
-    int64_t taps = 0;
-    const AxisPhase* axis = phase.axis;
-    for (int64_t jz = 0; jz < axis[0].taps; ++jz)
-      for (int64_t jy = 0; jy < axis[1].taps; ++jy)
-        for (int64_t jx = 0; jx < axis[2].taps; ++jx)
-          s.taps[taps++] = {band.shift(jz, jy, jx),
-                            t_.tap_index(axis[0].tap(jz), axis[1].tap(jy), axis[2].tap(jx)) * kWritten};
+    list_parts(all, index, s);
 
     Tile tile;
-    tile.taps = s.taps;
-    tile.count = taps;
-    tile.plane = band.size() + lanes<A>;
+    tile.plane = all.size() + lanes<A>;
     tile.weights_step = t_.geometry.taps() * kWritten;
-    tile.pitch = outputs_;
+    tile.pitch = pitch_;
     for (int64_t read = 0; read < t_.read_channels; read += block_) {
       tile.reads = std::min(block_, t_.read_channels - read);
       tile.accumulate = read > 0;
-      if (taps > 0) fill(band, n, group * t_.read_channels + read, groups * tile.reads, tile.plane, s.planes);
+      fill(all, n, group * t_.read_channels + read, groups * tile.reads, tile.plane, s.planes);
       for (int64_t g = 0; g < groups; ++g)
         for (int64_t w = 0; w < t_.written_channels; w += kWritten) {
           const int64_t count = std::min<int64_t>(kWritten, t_.written_channels - w);
           const int64_t first = (group + g) * t_.written_channels + w;
           tile.planes = s.planes + g * tile.reads * tile.plane;
           tile.weights = packed(group + g, w / kWritten) + read * tile.weights_step;
-          tile.outputs = s.outputs + (keeps_ ? (g * t_.written_channels + w) * outputs_ : 0);
           for (int64_t j = 0; j < count; ++j) tile.start[j] = t_.bias ? to_accumulate(t_.bias[first + j]) : A(0);
-          multiply(tile, count, band.length());
-          if (!last_ && read + block_ >= t_.read_channels) store_planes(band, n, first, count, tile.outputs);
+          A* outputs = s.outputs + (keeps_ ? (g * t_.written_channels + w) * pitch_ : 0);
+          for (int64_t phase = 0; phase < t_.phase_count; ++phase) {
+            tile.taps = s.parts[phase].taps;
+            tile.count = s.parts[phase].count;
+            tile.outputs = outputs + phase * outputs_;
+            multiply(tile, count, s.parts[phase].band.length());
+          }
+          if (!last_ && read + block_ >= t_.read_channels) store_planes(n, first, count, outputs, s);
         }
     }
-    if (last_) store_pixels(band, n, group * t_.written_channels, groups * t_.written_channels, s);
+    if (!last_) return;
+    for (int64_t phase = 0; phase < t_.phase_count; ++phase)
+      store_pixels(s.parts[phase].band, n, group * t_.written_channels, groups * t_.written_channels,
+                   s.outputs + phase * outputs_, s);
   }
 
  private:
@@ -145,11 +140,18 @@ class GemmPlanes {
   struct Tap {
     int64_t shift, weight;  // of its plane; in the weights of a read channel
   };
+  // What one phase writes of a band.
+  struct Part {
+    Band band;
+    const Tap* taps;
+    int64_t count;
+  };
   struct Scratch {
     A* planes;   // [read channel][plane]
-    A* outputs;  // [written channel][flat output]
+    A* outputs;  // [written channel][phase][flat output]
     Tap* taps;
-    A* staged;  // [pixel of a line][written channel], channels last
+    Part* parts;  // of all phases
+    A* staged;    // channels last, [pixel of a line][written channel]; else, [pixel of a line of all phases]
   };
   // Some written channels of a band.
   struct Tile {
@@ -165,8 +167,35 @@ class GemmPlanes {
   };
 
   Scratch carve(Carver& carver) const {
-    return {carver.take<A>(together_ * block_ * (planes_ + lanes<A>)+kSlack), carver.take<A>(kept_ * outputs_),
-            carver.take<Tap>(t_.geometry.taps()), carver.take<A>(last_ ? line_ * round_up(kept_, lanes<A>) : 0)};
+    const int64_t staged = last_ ? line_ * round_up(kept_, lanes<A>) : phases_x_ * round_up(line_, lanes<A>);
+    return {carver.take<A>(together_ * block_ * (planes_ + lanes<A>)+kSlack), carver.take<A>(kept_ * pitch_),
+            carver.take<Tap>(t_.geometry.taps()), carver.take<Part>(t_.phase_count), carver.take<A>(staged)};
+  }
+  // What all phases together read for a band.
+  Band band_at(int64_t index) const {
+    const Phase first = t_.phase(0);
+    Band band(bands_.at(first, index));
+    for (int64_t phase = 1; phase < t_.phase_count; ++phase) {
+      const Band other(bands_.at(first, t_.phase(phase), index));
+      if (other.phase.pixels() > 0 && other.phase.taps() > 0) band.cover(other);
+    }
+    return band;
+  }
+  void list_parts(const Band& all, int64_t index, const Scratch& s) const {
+    Tap* taps = s.taps;
+    for (int64_t phase = 0; phase < t_.phase_count; ++phase) {
+      Band band = all;
+      band.phase = bands_.at(t_.phase(0), t_.phase(phase), index);
+      const AxisPhase* axis = band.phase.axis;
+      Part* part = new (s.parts + phase) Part{band, taps, 0};
+      if (band.phase.pixels() == 0) continue;
+      for (int64_t jz = 0; jz < axis[0].taps; ++jz)
+        for (int64_t jy = 0; jy < axis[1].taps; ++jy)
+          for (int64_t jx = 0; jx < axis[2].taps; ++jx)
+            *taps++ = {band.shift(jz, jy, jx),
+                       t_.tap_index(axis[0].tap(jz), axis[1].tap(jy), axis[2].tap(jx)) * kWritten};
+      part->count = taps - part->taps;
+    }
   }
   int64_t block_weights() const { return t_.read_channels * t_.geometry.taps() * kWritten; }
   A* packed(int64_t group, int64_t block) const {
@@ -257,27 +286,42 @@ class GemmPlanes {
                   axis[2].first);
   }
 
-  void store_planes(const Band& band, int64_t n, int64_t first, int64_t count, const A* outputs) const {
-    const AxisPhase& axis = band.phase.axis[2];
+  void store_planes(int64_t n, int64_t first, int64_t count, const A* outputs, const Scratch& s) const {
     T* plane = t_.written + (n * t_.written_channels * t_.geometry.groups + first) * t_.written_pixels();
-    for (int64_t c = 0; c < count; ++c, outputs += outputs_, plane += t_.written_pixels())
-      for_each_written_line(band, [&](int64_t flat, int64_t pixel) {
-        if (axis.step == 1 && std::is_same_v<T, A> && !t_.epilogue.needed())
-          std::memcpy(static_cast<void*>(plane + pixel), outputs + flat, axis.count * sizeof(T));
-        else if (axis.step == 1)
-          t_.epilogue.store_row(plane + pixel, outputs + flat, axis.count);
-        else
-          for (int64_t x = 0; x < axis.count; ++x)
-            t_.epilogue.store_one(plane + pixel + x * axis.step, outputs[flat + x]);
-      });
+    for (int64_t c = 0; c < count; ++c, outputs += pitch_, plane += t_.written_pixels())
+      for (int64_t phase = 0; phase < t_.phase_count; phase += phases_x_)  // the first of those along x
+        for_each_written_line(s.parts[phase].band, [&](int64_t flat, int64_t pixel) {
+          const A* line = outputs + phase * outputs_ + flat;
+          int64_t width = s.parts[phase].band.phase.axis[2].count;
+          if (phases_x_ > 1) width = join_phases(line, s.parts + phase, s.staged), line = s.staged;
+          if (std::is_same_v<T, A> && !t_.epilogue.needed())
+            std::memcpy(static_cast<void*>(plane + pixel), line, width * sizeof(T));
+          else
+            t_.epilogue.store_row(plane + pixel, line, width);
+        });
   }
 
-  void store_pixels(const Band& band, int64_t n, int64_t first, int64_t count, const Scratch& s) const {
+  // Puts the pixels of a line's phases, outputs_ apart, in their order; returns how many there are.
+  int64_t join_phases(const A* line, const Part* parts, A* joined) const {
+    int64_t width = 0;
+    for (int64_t phase = 0; phase < phases_x_; ++phase) width += parts[phase].band.phase.axis[2].count;
+    if (phases_x_ == 2) {
+      for (int64_t x = 0; 2 * x < width; x += lanes<A>)
+        store_interleaved(load(line + x), load(line + outputs_ + x), joined + 2 * x);
+      return width;
+    }
+    for (int64_t phase = 0; phase < phases_x_; ++phase, line += outputs_)
+      for (int64_t x = 0; x < parts[phase].band.phase.axis[2].count; ++x) joined[x * phases_x_ + phase] = line[x];
+    return width;
+  }
+
+  void store_pixels(const Band& band, int64_t n, int64_t first, int64_t count, const A* outputs,
+                    const Scratch& s) const {
     const AxisPhase& axis = band.phase.axis[2];
     const int64_t channels = t_.written_channels * t_.geometry.groups, pitch = round_up(count, lanes<A>);
     T* image = t_.written + n * channels * t_.written_pixels() + first;
     for_each_written_line(band, [&](int64_t flat, int64_t pixel) {
-      transpose_matrix(s.outputs + flat, outputs_, count, axis.count, s.staged, pitch);
+      transpose_matrix(outputs + flat, pitch_, count, axis.count, s.staged, pitch);
       T* target = image + pixel * channels;
       for (int64_t x = 0; x < axis.count; ++x, target += axis.step * channels)
         t_.epilogue.store_row(target, s.staged + x * pitch, count);
@@ -289,7 +333,9 @@ class GemmPlanes {
   bool last_, keeps_;  // the outputs of all written channels until they are stored
   int64_t block_, together_, group_blocks_, kept_, written_blocks_;
   Bands bands_;
-  int64_t planes_ = 0, outputs_ = 0, line_ = 0;  // the most of any phase
+  int64_t planes_, line_;
+  int64_t outputs_, pitch_;  // from one phase's outputs to the next, from one written channel's
+  int64_t phases_x_;
 };
 
 }  // namespace convlab::cpu::CONVLAB_ISA

@@ -27,6 +27,14 @@ struct Band {
       residues[axis] = std::min(a.read_step, reach + 1);
     }
   }
+  // Makes room for what the same band of another phase reads, of those that write between each other's pixels.
+  void cover(const Band& other) {
+    for (int axis = 0; axis < kMaxSpatial; ++axis) {
+      const int64_t end = std::max(lowest[axis] + slots[axis], other.lowest[axis] + other.slots[axis]);
+      lowest[axis] = std::min(lowest[axis], other.lowest[axis]);
+      slots[axis] = end - lowest[axis];
+    }
+  }
   int64_t plane() const { return slots[0] * slots[1] * slots[2]; }
   int64_t size() const { return plane() * residues[0] * residues[1] * residues[2]; }
   // Flat outputs, up to the last pixel's.
@@ -64,15 +72,17 @@ struct Bands {
   }
   int64_t along(const Phase& phase, int axis) const { return divide_up(phase.axis[axis].count, count[axis]); }
   int64_t number(const Phase& phase) const { return along(phase, 0) * along(phase, 1) * along(phase, 2); }
-  Phase at(const Phase& phase, int64_t index) const {
+  Phase at(const Phase& phase, int64_t index) const { return at(phase, phase, index); }
+  // The part of a phase that belongs to band `index` of the first one, which has as many pixels or more.
+  Phase at(const Phase& first, const Phase& phase, int64_t index) const {
     Phase part = phase;
     for (int axis = kMaxSpatial - 1; axis >= 0; --axis) {
-      const int64_t parts = std::max<int64_t>(1, along(phase, axis)), begin = index % parts * count[axis];
+      const int64_t parts = std::max<int64_t>(1, along(first, axis)), begin = index % parts * count[axis];
       index /= parts;
       AxisPhase& a = part.axis[axis];
       a.first += begin * a.step;
       a.offset_first += begin * a.read_step;
-      a.count = std::min(count[axis], a.count - begin);
+      a.count = std::clamp<int64_t>(a.count - begin, 0, count[axis]);
     }
     return part;
   }

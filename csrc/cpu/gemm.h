@@ -212,6 +212,19 @@ constexpr auto transpose_indices(std::integer_sequence<int, Lane...>) {
                                           : ((Lane & Block) ? width + Lane - Block : Lane))...>{};
 }
 
+template <int First, int... Lane>
+constexpr auto interleaved_indices(std::integer_sequence<int, Lane...>) {
+  return std::integer_sequence<int, (First + Lane / 2 + Lane % 2 * static_cast<int>(sizeof...(Lane)))...>{};
+}
+
+// a[0], b[0], a[1], b[1], ..
+template <class A>
+CONVLAB_INLINE void store_interleaved(vec<A> a, vec<A> b, A* target) {
+  using Lanes = std::make_integer_sequence<int, lanes<A>>;
+  store(target, shuffle(a, b, interleaved_indices<0>(Lanes{})));
+  store(target + lanes<A>, shuffle(a, b, interleaved_indices<lanes<A> / 2>(Lanes{})));
+}
+
 template <class A, int Block>
 CONVLAB_INLINE void transpose_step(vec<A> (&rows)[lanes<A>]) {
   using Lanes = std::make_integer_sequence<int, lanes<A>>;
