@@ -67,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace convlab;
   m.doc() = "Compiled part of torch_convlab.";
   add_python_calls(m);
+  add_python_normalization_calls(m);
   add_python_run(m);
 
   m.def("algorithms", [] {

@@ -74,6 +74,10 @@ class Arguments {
     if (object == Py_None) return std::nullopt;
     return object != nullptr && PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : refuse<Bound>();
   }
+  double number() {
+    PyObject* object = take();
+    return object != nullptr && PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : refuse<double>();
+  }
   int64_t integer() { return integer(take()); }
   std::optional<int64_t> optional_integer() {
     PyObject* object = take();
@@ -99,6 +103,11 @@ class Arguments {
       return refuse<Axes>();
     }
     return result;
+  }
+  // As many integers as a list has.
+  Axes some_axes() {
+    const bool is_list = next_ != end_ && PyList_CheckExact(*next_);
+    return axes(is_list ? static_cast<int64_t>(PyList_GET_SIZE(*next_)) : -1);
   }
   std::string_view text() {
     PyObject* object = take();

@@ -1,5 +1,5 @@
 // The short way from Python to a convolution, a linear layer or a pooling, for calls that nothing but the CPU kernel
-// has a say in.
+// has a say in; to normalizations: python_call_norm.cpp.
 //
 // The dispatcher's way boxes every argument, which takes longer than a small kernel. These functions look at the
 // arguments as they are; where anything else may be concerned (autograd, autocast, transforms, modes, subclasses,
@@ -11,7 +11,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/Exceptions.h>
 
-#include <tuple>
 #include <vector>
 
 #include "kept_weight.h"
@@ -19,34 +18,13 @@
 #include "ops/convolution_strips.h"
 #include "ops/pooling.h"
 #include "python_arguments.h"
+#include "python_results.h"
 
 namespace convlab {
 namespace {
 
-PyObject* wrapped(at::Tensor result) { return THPVariable_Wrap(std::move(result)); }
-PyObject* wrapped(std::tuple<at::Tensor, at::Tensor> pair) {
-  const auto object = [](at::Tensor& tensor) {
-    return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(tensor)));
-  };
-  return pybind11::make_tuple(object(std::get<0>(pair)), object(std::get<1>(pair))).release().ptr();
-}
-
-// What `compute` returns, computed without the interpreter's lock.
-template <class Compute>
-PyObject* result_of(const Compute& compute) {
-  decltype(compute()) result;
-  {
-    pybind11::gil_scoped_release no_lock;
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    result = compute();
-  }
-  return wrapped(std::move(result));
-}
-
 // Of a batched tensor; -1, which no call takes, for what has none.
 int64_t spatial(const at::Tensor* tensor) { return tensor == nullptr || tensor->dim() < 3 ? -1 : tensor->dim() - 2; }
-
-PyObject* usual_way() { return Py_NewRef(Py_NotImplemented); }
 
 // kept, input, weight, stride, padding, dilation, groups, algorithm: the packed weight for such an input, or None.
 PyObject* packed_weight(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -229,14 +207,6 @@ PyObject* adaptive_average_pooling_backward(PyObject*, PyObject* const* argument
   END_HANDLE_TH_ERRORS
 }
 
-using Call = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-
-PyMethodDef method(const char* name, Call call) {
-  // CPython's own way of storing a function with another signature.
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
-          "On the CPU, or NotImplemented: see csrc/python_call.cpp."};
-}
-
 }  // namespace
 
 PyObject* call_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -301,9 +271,7 @@ void add_python_calls(pybind11::module_& module) {
       .def("__reduce__", [](const pybind11::object& self) {  // copies start empty
         return pybind11::make_tuple(pybind11::type::of(self), pybind11::tuple());
       });
-  for (PyMethodDef& each : methods)
-    module.add_object(each.ml_name,
-                      pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&each, nullptr, nullptr)));
+  add_methods(module, methods);
 }
 
 }  // namespace convlab

@@ -7,6 +7,7 @@
 namespace convlab {
 
 void add_python_calls(pybind11::module_& module);
+void add_python_normalization_calls(pybind11::module_& module);
 
 // _C.convolution: dimensions, input, weight, bias, residual, packed (a tensor, a KeptWeight or None), lower, upper,
 // stride, padding, dilation, groups, algorithm and, if there is one, the gate.

@@ -223,6 +223,67 @@ def test_pooling_has_the_same_errors_as_the_usual_way(call):
     assert str(actual.value).splitlines()[0] == str(expected.value).splitlines()[0]
 
 
+SCALE, SHIFT, MEAN, VARIANCE = torch.randn(3), torch.randn(3), torch.randn(3), torch.rand(3) + 0.5
+LINE = torch.randn(8)
+NORMALIZATIONS = {  # the arguments of the operator behind the input, and how its gradient takes its results
+    "batch_norm_train": [SCALE, SHIFT, torch.randn_like(POOLED), 0.0, None, 1e-5, True],
+    "batch_norm_eval": [None, SHIFT, MEAN, VARIANCE, None, None, 6.0, 0.0],
+    "group_norm": [SCALE, None, 3, 1e-5],
+    "layer_norm": [LINE, LINE, [8], 1e-5],
+    "rms_norm": [LINE, [8], 1e-6],
+}
+NORMALIZATION_GRADIENTS = {
+    "batch_norm_backward": [SCALE, SHIFT, MEAN, VARIANCE, torch.randn_like(POOLED), 0.0, None, True, 1e-5, None],
+    "group_norm_backward": [SCALE, None, torch.randn(2, 3), torch.rand(2, 3), 3, 1e-5],
+    "layer_norm_backward": [LINE, LINE, torch.randn(2, 3, 9, 1), torch.rand(2, 3, 9, 1), [8], 1e-5],
+    "rms_norm_backward": [LINE, torch.rand(2, 3, 9, 1), [8], 1e-6],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*NORMALIZATIONS, *NORMALIZATION_GRADIENTS])
+def test_normalization_has_the_same_bits_as_the_operators(name, dtype):
+    def cast(values):
+        return [value.to(dtype) if isinstance(value, torch.Tensor) else value for value in values]
+
+    inputs = [POOLED] if name in NORMALIZATIONS else [torch.randn_like(POOLED), POOLED]
+    arguments = cast([*inputs, *(NORMALIZATIONS | NORMALIZATION_GRADIENTS)[name]])
+    actual, expected = (getattr(where, name)(*arguments) for where in (_C, torch.ops.convlab))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    odd = [arguments[0].clone().requires_grad_(), POOLED.to("meta"), POOLED.as_subclass(_Subclass), 3, None]
+    assert all(getattr(_C, name)(input, *arguments[1:]) is NotImplemented for input in odd)
+    assert getattr(_C, name)(*arguments[:-1]) is NotImplemented
+    assert getattr(_C, name)(*arguments, 1) is NotImplemented
+    with _DispatchMode():
+        assert getattr(_C, name)(*arguments) is NotImplemented
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_running_statistics(dtype):
+    running = torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    statistics = MEAN.to(dtype), VARIANCE.to(dtype)
+    versions = [tensor._version for tensor in running]
+    assert _C.update_running(*running, *statistics, 5, 0.25) is None
+    torch.testing.assert_close(running[0], 0.25 * statistics[0])
+    torch.testing.assert_close(running[1], 0.75 + 0.25 * 1.25 * statistics[1])
+    assert [tensor._version for tensor in running] == [version + 1 for version in versions]
+
+
+def test_running_statistics_are_left_to_torch():
+    def call(first=MEAN, momentum=0.1, count=5):
+        return _C.update_running(first, VARIANCE, torch.ones(3), torch.ones(3), count, momentum)
+
+    before = MEAN.clone(), VARIANCE.clone()
+    odd = [MEAN.half(), MEAN.double(), torch.ones(6)[::2], torch.ones(4), torch.nn.Parameter(MEAN), MEAN.to("meta")]
+    assert all(call(first) is NotImplemented for first in odd)
+    assert call(momentum=1) is NotImplemented and call(count=1) is NotImplemented
+    with _DispatchMode():
+        assert call() is NotImplemented
+    with torch.inference_mode():
+        assert call(MEAN.clone()) is NotImplemented
+    torch.testing.assert_close((MEAN, VARIANCE), before, rtol=0, atol=0)
+
+
 def test_a_linear_layer_is_one_step_of_autograd():
     x, w, b = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 4), (5, 4), (5,)))
     output = F.linear(x, w, b)

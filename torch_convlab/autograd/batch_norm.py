@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function, forward_ad
 
-from ._entry import _functorch_active, add, entry, kernel, vmap_by_loop
+from ._entry import _functorch_active, add, entry, kernel, short_way, vmap_by_loop
 from ._normalization_formulas import Normalization, View, computing
 
 
@@ -233,11 +233,11 @@ class BatchNormBackward(Function):
         return vmap_by_loop(batch_norm_backward)(info, in_dims, *arguments)
 
 
-_batch_norm_train = kernel("batch_norm_train")
-_batch_norm_eval = kernel("batch_norm_eval")
-_batch_norm_backward = kernel("batch_norm_backward")
+_batch_norm_train = short_way("batch_norm_train")
+_batch_norm_eval = short_way("batch_norm_eval")
+_batch_norm_backward = short_way("batch_norm_backward")
 _batch_norm_double_backward = kernel("batch_norm_double_backward")
 
-batch_norm_train = entry(BatchNormTrain, "batch_norm_train")
-batch_norm_eval = entry(BatchNormEval, "batch_norm_eval")
-batch_norm_backward = entry(BatchNormBackward, "batch_norm_backward")
+batch_norm_train = entry(BatchNormTrain, "batch_norm_train", _batch_norm_train)
+batch_norm_eval = entry(BatchNormEval, "batch_norm_eval", _batch_norm_eval)
+batch_norm_backward = entry(BatchNormBackward, "batch_norm_backward", _batch_norm_backward)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function
 
-from ._entry import entry, kernel, vmap_by_loop
+from ._entry import entry, short_way, vmap_by_loop
 from ._normalization_formulas import Normalization, View
 
 
@@ -194,12 +194,12 @@ class LayerNormBackward(Function):
         return vmap_by_loop(layer_norm_backward)(info, in_dims, *arguments)
 
 
-_group_norm = kernel("group_norm")
-_group_norm_backward = kernel("group_norm_backward")
-_layer_norm = kernel("layer_norm")
-_layer_norm_backward = kernel("layer_norm_backward")
+_group_norm = short_way("group_norm")
+_group_norm_backward = short_way("group_norm_backward")
+_layer_norm = short_way("layer_norm")
+_layer_norm_backward = short_way("layer_norm_backward")
 
-group_norm = entry(GroupNorm, "group_norm")
-group_norm_backward = entry(GroupNormBackward, "group_norm_backward")
-layer_norm = entry(LayerNorm, "layer_norm")
-layer_norm_backward = entry(LayerNormBackward, "layer_norm_backward")
+group_norm = entry(GroupNorm, "group_norm", _group_norm)
+group_norm_backward = entry(GroupNormBackward, "group_norm_backward", _group_norm_backward)
+layer_norm = entry(LayerNorm, "layer_norm", _layer_norm)
+layer_norm_backward = entry(LayerNormBackward, "layer_norm_backward", _layer_norm_backward)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch.autograd import Function
 
-from ._entry import entry, kernel, vmap_by_loop
+from ._entry import entry, short_way, vmap_by_loop
 from ._normalization_formulas import Normalization
 from .group_norm import _layer_view
 
@@ -107,8 +107,8 @@ class RMSNormBackward(Function):
         return vmap_by_loop(rms_norm_backward)(info, in_dims, *arguments)
 
 
-_rms_norm = kernel("rms_norm")
-_rms_norm_backward = kernel("rms_norm_backward")
+_rms_norm = short_way("rms_norm")
+_rms_norm_backward = short_way("rms_norm_backward")
 
-rms_norm = entry(RMSNorm, "rms_norm")
-rms_norm_backward = entry(RMSNormBackward, "rms_norm_backward")
+rms_norm = entry(RMSNorm, "rms_norm", _rms_norm)
+rms_norm_backward = entry(RMSNormBackward, "rms_norm_backward", _rms_norm_backward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _C
 from .. import autograd as ops
 from .._activation import Clamp, as_clamp
 from ..recompute import note
@@ -206,8 +207,14 @@ def _check_running(input, running_mean, running_var) -> None:
             raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {running.numel()}")
 
 
-@torch.no_grad()
 def update_running(running_mean, running_var, mean, variance, count, momentum) -> None:
     """Moves the running averages toward the batch's mean and its unbiased variance, from `count` values each."""
+    arguments = running_mean, running_var, mean, variance, count, momentum
+    if torch.compiler.is_compiling() or _C.update_running(*arguments) is NotImplemented:
+        _update_running(*arguments)
+
+
+@torch.no_grad()
+def _update_running(running_mean, running_var, mean, variance, count, momentum) -> None:
     running_mean.mul_(1 - momentum).add_(mean.detach(), alpha=momentum)
     running_var.mul_(1 - momentum).add_(variance.detach(), alpha=momentum * (count / (count - 1)))
