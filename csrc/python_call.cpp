@@ -101,24 +101,36 @@ PyObject* backward_weight(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   END_HANDLE_TH_ERRORS
 }
 
-// input, weight, bias, relu: relu(input * transposed weight + bias), a convolution of images of one pixel.
+// input, weight, bias, residual, kept, lower, upper, gate: of input * transposed weight + bias + residual, as
+// convolution's arguments. It is a convolution of images of one pixel.
 PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments take(arguments, count);
   const at::Tensor *input = take.tensor(), *weight = take.tensor();
-  const OptionalTensor bias = take.optional_tensor();
-  const Bound lower = take.boolean() ? Bound(0.0) : std::nullopt;
+  const OptionalTensor bias = take.optional_tensor(), residual = take.optional_tensor();
+  KeptWeight* const kept = take.object<KeptWeight>();
+  const Bound lower = take.bound(), upper = take.bound();
+  const std::string_view gate = take.text();
   if (!take.plain() || weight->dim() != 2 || input->dim() == 0) return usual_way();
   const int64_t features = weight->size(1), outputs = weight->size(0);
   if (input->size(-1) != features || input->numel() == 0 || outputs == 0 || weight->dtype() != input->dtype())
     return usual_way();
   if (bias.has_value() && (bias->dim() != 1 || bias->size(0) != outputs)) return usual_way();
+  std::vector<int64_t> size = input->sizes().vec();
+  size.back() = outputs;
+  if (residual.has_value() && residual->sizes() != size) return usual_way();
+  const int64_t one[] = {1, 1}, zero[] = {0, 0};
+  const auto images = [](const at::Tensor& rows) { return rows.reshape({-1, rows.size(-1), 1, 1}); };
+  OptionalTensor packed;
+  if (kept != nullptr && !c10::GradMode::is_enabled()) {
+    const at::Tensor filters = images(*weight);  // not below autograd: there it would not share the version
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    packed = kept->packed_for(images(*input), filters, one, zero, one, 1, "auto");
+  }
   return result_of([&] {
-    std::vector<int64_t> size = input->sizes().vec();
-    size.back() = outputs;
-    const int64_t one[] = {1, 1}, zero[] = {0, 0};
-    return convolution_fused(input->reshape({-1, features, 1, 1}), weight->reshape({outputs, features, 1, 1}), bias,
-                             std::nullopt, std::nullopt, lower, std::nullopt, one, zero, one, 1, "auto")
+    const OptionalTensor added = residual.has_value() ? OptionalTensor(images(*residual)) : std::nullopt;
+    return convolution_fused(images(*input), images(*weight), bias, added, packed, lower, upper, one, zero, one, 1,
+                             "auto", gate)
         .view(size);
   });
   END_HANDLE_TH_ERRORS

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 import torch_convlab.functional as ours
+from torch_convlab import convert, fuse, fusion_report
 from torch_convlab import nn as layers
+from torch_convlab._activation import HARDSWISH, RELU6, SILU, apply, as_activation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -111,3 +113,82 @@ def test_layer():
     torch.testing.assert_close(compiled(input), theirs(input))
     with torch.autocast("cpu", torch.bfloat16):
         assert mine(input).dtype == theirs(input).dtype == torch.bfloat16
+
+
+def fused_layer(features, outputs, relu, dtype=torch.float32, bias=True):
+    layer = layers.Linear(features, outputs, bias, dtype=dtype).eval().requires_grad_(False)
+    return layer, layers.LinearAddReLU(layer, relu)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("relu", [False, True, RELU6, SILU, HARDSWISH], ids=str)
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3), (130,)], ids=str)
+def test_fused(leading, relu, dtype):
+    layer, fused = fused_layer(70, 33, relu, dtype, bias=relu is not SILU)
+    exact = copy.deepcopy(layer).double()
+    input, residual = normal(*leading, 70, dtype=dtype), normal(*leading, 33, dtype=dtype, seed=1)
+    for added in (None, residual, residual[..., :1], normal(2, *leading, 33, dtype=dtype)):
+        sum = F.linear(input.double(), exact.weight, exact.bias)
+        expected = apply(as_activation(relu), sum if added is None else sum + added.double())
+        for _ in range(2):  # the second call finds the packed weight
+            actual = fused(input, added)
+            assert actual.dtype == dtype and actual.is_contiguous() and actual.shape == expected.shape
+            # Where torch adds, the sum is rounded once more.
+            torch.testing.assert_close(actual.double(), expected, rtol=2 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
+
+
+def test_fused_keeps_its_weight():
+    layer, fused = fused_layer(96, 64, True)
+    input = normal(50, 96, dtype=torch.float32)
+    with torch.no_grad():
+        expected = fused(input)
+        kept = fused._kept.packed
+        assert kept.numel() > 0
+        assert torch.equal(fused(input), expected) and fused._kept.packed is kept
+        layer.weight.mul_(2)
+        torch.testing.assert_close(fused(input), layer(input).relu())
+        assert fused._kept.packed is not kept
+        with torch.inference_mode():
+            fused(input)
+            layer.weight.mul_(0.5)
+            assert torch.equal(fused(input), expected)
+        for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+            assert copied._kept.packed is None and torch.equal(copied(input), fused(input))
+    fused.weight.requires_grad_()
+    fused(input).sum().backward()
+    wanted = torch.autograd.grad(F.linear(input, fused.weight, fused.bias).relu().sum(), fused.weight)[0]
+    torch.testing.assert_close(fused.weight.grad, wanted)
+    fused.train()
+    assert fused._kept.packed is None
+    with pytest.raises(ValueError, match="expected linear to be a Linear"):
+        layers.LinearAddReLU(torch.nn.Conv2d(3, 3, 1))
+
+
+class Mixer(torch.nn.Module):
+    """A block of an MLP-Mixer or a transformer, with what fusing must see in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = (torch.nn.Linear(*size) for size in ((24, 48), (48, 24), (24, 5)))
+        self.silu, self.nothing, self.dropout = torch.nn.SiLU(), torch.nn.Dropout(0.0), torch.nn.Dropout(0.1)
+        self.position = torch.nn.Parameter(torch.randn(7, 24))
+
+    def forward(self, input):
+        input = input + self.nothing(self.second(self.silu(self.first(self.dropout(input)))))
+        return torch.relu(self.head(input) + self.head(input + self.position))
+
+
+def test_fuse():
+    model, input = convert(Mixer()).eval(), torch.randn(3, 7, 24)
+    with torch.no_grad():
+        expected = model(input)
+        fused = fuse(model, input)
+        torch.testing.assert_close(fused(input), expected)
+        torch.testing.assert_close(fused(input[:1]), model(input[:1]))  # another size
+    assert [type(layer) for layer in (fused.first, fused.second)] == [layers.LinearAddReLU] * 2
+    assert str(fused.first.relu) == "silu" and type(fused.head) is layers.Linear
+    said = [str(entry) for entry in fusion_report(fused)]
+    assert said[:2] == ["first: with silu", "second: with add"]
+    assert said[2:] == ["head: not with add and relu, it is called several times"] * 2
+    assert len([node for node in fused.graph.nodes if node.target is torch.nn.functional.silu]) == 0
+    assert fuse(convert(Mixer())).first.training  # nothing to take in training

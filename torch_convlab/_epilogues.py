@@ -1,10 +1,10 @@
 """Lets a convolution or batch norm compute the addition and the ReLU that follow it, by rewriting the model's graph.
 
 A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
-In place of the ReLU there may be another clamp, ReLU6, Hardtanh or `torch.clamp` by numbers, and behind convolutions a
-gate, SiLU or Hardswish. Convolutions take chains in eval mode, `nn.ConvAddReLU`, batch norms in either mode,
-`nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's layers do: fusing does not
-change who computes.
+In place of the ReLU there may be another clamp, ReLU6, Hardtanh or `torch.clamp` by numbers, and behind convolutions
+and linear layers a gate, SiLU or Hardswish. These take chains in eval mode, `nn.ConvAddReLU` and `nn.LinearAddReLU`,
+batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's
+layers do: fusing does not change who computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from ._graph import activation_of, clamp_of, is_addition, is_identity, may_share
 from ._hooks import has_hooks
 from .convert import conversions
 
-_CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
+_PRODUCTS = {
+    layers.Conv1d: layers.ConvAddReLU,
+    layers.Conv2d: layers.ConvAddReLU,
+    layers.Conv3d: layers.ConvAddReLU,
+    layers.Linear: layers.LinearAddReLU,
+}
 _BATCH_NORMS = {
     layers.BatchNorm1d: (layers.BatchNormReLU1d, layers.BatchNormAddReLU1d),
     layers.BatchNorm2d: (layers.BatchNormReLU2d, layers.BatchNormAddReLU2d),
@@ -117,7 +122,7 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
         if node.op != "call_module":
             continue
         module = model.get_submodule(node.target)
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)):
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm)):
             continue
         chain = _follow(node, model, taken)
         single = calls[node.target] == 1 and shared[id(module)] == 1
@@ -125,9 +130,9 @@ def find(model: nn.Module, graph: fx.Graph) -> list[Chain]:
         chain.reason = chain.reason or refusal or _hazard(chain, model, graph, place)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain.activation.name == "clamp":
             chain.reason = chain.reason or "gradients pass at the bounds of torch.clamp"
-        if chain.parts or (not chain.reason and type(module) in _CONVOLUTIONS):
+        if chain.parts or (not chain.reason and type(module) in _PRODUCTS):
             chains.append(chain)
-        if chain.reason and not refusal and type(module) in _CONVOLUTIONS:
+        if chain.reason and not refusal and type(module) in _PRODUCTS:
             chains.append(Chain([node]))  # on its own it keeps its weight packed
         if not chain.reason:
             taken.update(chain.nodes)
@@ -174,7 +179,7 @@ def _name(node: fx.Node) -> str:
 def _refusal(module: nn.Module, node: fx.Node, model: nn.Module, single: bool) -> str:
     """Why the layer cannot take what follows it."""
     kind = type(module)
-    if kind not in _CONVOLUTIONS and kind not in _BATCH_NORMS:
+    if kind not in _PRODUCTS and kind not in _BATCH_NORMS:
         plain = kind in conversions()
         return "it is computed by torch: convert() the model first" if plain else f"its type is {kind.__name__}"
     if not single:
@@ -185,9 +190,9 @@ def _refusal(module: nn.Module, node: fx.Node, model: nn.Module, single: bool) -
         return "it has a forward of its own"
     if node.kwargs or len(node.args) != 1:
         return "it is called with keywords"
-    if kind in _CONVOLUTIONS and (module.training or model.training):
-        return "it is a convolution in training mode"
-    if kind in _CONVOLUTIONS and module.padding_mode != "zeros":
+    if kind in _PRODUCTS and (module.training or model.training):
+        return f"it is a {'linear layer' if kind is layers.Linear else 'convolution'} in training mode"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"it pads with padding_mode={module.padding_mode!r}"
     return ""
 
@@ -264,8 +269,8 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 
 def _replacement(module: nn.Module, chain: Chain) -> nn.Module:
-    if type(module) in _CONVOLUTIONS:
-        return layers.ConvAddReLU(module, chain.activation)
+    if type(module) in _PRODUCTS:
+        return _PRODUCTS[type(module)](module, chain.activation)
     result = _shallow_copy(module)
     result.__class__ = _BATCH_NORMS[type(module)][chain.added]
     result.relu = chain.activation

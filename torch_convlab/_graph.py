@@ -83,7 +83,8 @@ def is_layer(node: fx.Node, model: nn.Module) -> bool:
 
 def is_identity(node: fx.Node, model: nn.Module) -> bool:
     module = module_of(node, model)
-    return type(module) is nn.Identity and is_plain(module) and len(node.args) == 1
+    nothing = type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+    return nothing and is_plain(module) and len(node.args) == 1
 
 
 def activation_of(node: fx.Node, model: nn.Module) -> Activation | None:

@@ -166,7 +166,7 @@ def _fits(node: fx.Node, root: nn.Module) -> bool:
     layer = module_of(node, root)
     if type(layer) is ConvAddReLU:
         return not isinstance(layer.padding, str) and len(node.args) in (1, 2)
-    return is_identity(node, root)
+    return type(layer) is nn.Identity and is_identity(node, root)
 
 
 def _together(root: nn.Module, nodes: list[fx.Node]) -> int:

@@ -20,7 +20,7 @@ class Linear(Function):
     @staticmethod
     def forward(ctx, input, weight, bias):
         ctx.save_for_backward(input, weight)
-        output = _C.linear(input, weight, bias, False)
+        output = _C.linear(input, weight, bias, None, None, None, None, "none")
         if output is NotImplemented:
             images, filters = _rows(input), weight.view(*weight.shape, 1, 1)
             size = [*input.shape[:-1], weight.shape[0]]

@@ -32,7 +32,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: b
         RuntimeError: sizes or dtypes that do not fit.
     """
     if not torch.compiler.is_compiling():
-        output = _C.linear(input, weight, bias, relu)
+        output = _C.linear(input, weight, bias, None, None, 0.0 if relu else None, None, "none")
         if output is not NotImplemented:
             return output
     if input.dim() == 0 or weight.dim() == 0:

@@ -13,6 +13,7 @@ from .convolution import (
 )
 from .fused import (
     ConvAddReLU,
+    LinearAddReLU,
 )
 from .linear import (
     Linear,
@@ -84,6 +85,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "Linear",
+    "LinearAddReLU",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

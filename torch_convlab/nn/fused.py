@@ -1,4 +1,4 @@
-"""A convolution with what follows it, for inference."""
+"""A convolution or a linear layer with what follows it, for inference."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, functional
-from .._activation import Activation, as_activation
+from .._activation import Activation, apply, as_activation
 
 
-class ConvAddReLU(nn.Module):
+class _KeepsWeight(nn.Module):
+    """A layer's parameters, and its weight in the order in which the kernel reads it: see `ConvAddReLU`."""
+
+    def __init__(self, layer: nn.Module, relu: bool | Activation):
+        super().__init__()
+        self.weight = layer.weight
+        self.register_parameter("bias", layer.bias)  # None, too
+        self.relu = as_activation(relu)
+        self.training = layer.training
+        self._kept = _C.KeptWeight()
+
+    def train(self, mode: bool = True):
+        self._kept = _C.KeptWeight()
+        return super().train(mode)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_kept": _C.KeptWeight()}
+
+
+class ConvAddReLU(_KeepsWeight):
     """``relu(conv(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
 
     In eval mode, where no gradient is wanted, the weight is kept in the order in which the kernel reads it: a second
@@ -27,16 +46,11 @@ class ConvAddReLU(nn.Module):
     """
 
     def __init__(self, conv: nn.Module, relu: bool | Activation = False):
-        super().__init__()
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or conv.padding_mode != "zeros":
             raise ValueError(f"expected conv to be a Conv1d, Conv2d or Conv3d that pads with zeros, but got {conv!r}")
-        self.weight = conv.weight
-        self.register_parameter("bias", conv.bias)  # None, too
+        super().__init__(conv, relu)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.algorithm = getattr(conv, "algorithm", "auto")
-        self.relu = as_activation(relu)
-        self.training = conv.training
-        self._kept = _C.KeptWeight()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Past Module.__getattr__, which costs more than anything else here.
@@ -59,14 +73,39 @@ class ConvAddReLU(nn.Module):
             algorithm=self.algorithm, packed=packed,
         )  # fmt: skip
 
-    def train(self, mode: bool = True):
-        self._kept = _C.KeptWeight()
-        return super().train(mode)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_kept": _C.KeptWeight()}
-
     def extra_repr(self) -> str:
         parts = [f"{self.weight.shape[1] * self.groups}, {self.weight.shape[0]}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("stride", "padding", "dilation", "groups", "relu")]
         return ", ".join(parts)
+
+
+class LinearAddReLU(_KeepsWeight):
+    """``relu(linear(input) + residual)`` in one pass over the output; `torch_convlab.fuse` makes these.
+
+    The weight is kept as in `ConvAddReLU`.
+
+    Args:
+        linear: a `torch.nn.Linear`; its parameters are shared.
+        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU or Hardswish.
+
+    Shape:
+        As `linear`; the second input, if given, is added. One that broadcasts, or has another dtype, is added by torch.
+    """
+
+    def __init__(self, linear: nn.Module, relu: bool | Activation = False):
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"expected linear to be a Linear, but got {linear!r}")
+        super().__init__(linear, relu)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if not torch.compiler.is_compiling() and (residual is None or residual.dtype == input.dtype):
+            kept = None if self.training else self._kept
+            output = _C.linear(input, weight, bias, residual, kept, *self.relu.bounds, self.relu.gate)
+            if output is not NotImplemented:
+                return output
+        output = functional.linear(input, weight, bias)
+        return apply(self.relu, output if residual is None else output + residual)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, relu={self.relu}"
