@@ -16,7 +16,8 @@ TORCH_LIBRARY(convlab, m) {
       tags);
   // clamp(convolution + residual), each part if asked for; for inference. `packed`: what convolution_pack returned for
   // this weight, and the caller's word that the weight has not changed since. clamp cuts to [lower, upper]: ReLU has
-  // the bounds 0 and None, ReLU6 0 and 6. `gate` multiplies the value: sigmoid makes SiLU, hard_sigmoid Hardswish.
+  // the bounds 0 and None, ReLU6 0 and 6. `gate` multiplies the value: sigmoid makes SiLU, hard_sigmoid
+  // Hardswish, normal and normal_tanh GELU.
   m.def(
       "convolution_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? packed, float? lower, "
       "float? upper, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str algorithm, "

@@ -79,6 +79,8 @@ GATES = {
     "functional silu": (F.silu, "silu"),
     "functional silu in place": (lambda x: F.silu(x, inplace=True), "silu"),
     "Hardswish": (nn.Hardswish(), "hardswish"),
+    "GELU": (nn.GELU(), "gelu"),
+    "functional gelu": (lambda x: F.gelu(x, approximate="tanh"), "gelu_tanh"),
     "functional hardswish": (F.hardswish, "hardswish"),
     "functional hardswish in place": (lambda x: F.hardswish(x, True), "hardswish"),
 }

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import torch_convlab.functional as ours
 from torch_convlab import convert, fuse, fusion_report
 from torch_convlab import nn as layers
-from torch_convlab._activation import HARDSWISH, RELU6, SILU, apply, as_activation
+from torch_convlab._activation import GELU, GELU_TANH, HARDSWISH, RELU6, SILU, apply, as_activation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -121,7 +121,7 @@ def fused_layer(features, outputs, relu, dtype=torch.float32, bias=True):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("relu", [False, True, RELU6, SILU, HARDSWISH], ids=str)
+@pytest.mark.parametrize("relu", [False, True, RELU6, SILU, HARDSWISH, GELU, GELU_TANH], ids=str)
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (130,)], ids=str)
 def test_fused(leading, relu, dtype):
     layer, fused = fused_layer(70, 33, relu, dtype, bias=relu is not SILU)

@@ -1,7 +1,7 @@
 """Activations that a layer can compute in its last store.
 
 Clamps cut values to an interval: ReLU, ReLU6, Hardtanh and `torch.clamp` by numbers. Gates multiply the value by what
-opens with it: SiLU and Hardswish.
+opens with it: SiLU, Hardswish and GELU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ class Clamp(NamedTuple):
 
 
 class Gated(NamedTuple):
-    """``value * gate(value)``: SiLU with the gate ``sigmoid``, Hardswish with ``hard_sigmoid``. Cuts nothing."""
+    """``value * gate(value)``. Cuts nothing.
+
+    SiLU with the gate ``sigmoid``, Hardswish with ``hard_sigmoid``, GELU with ``normal``, the distribution function, or
+    ``normal_tanh``, torch's approximation of it by tanh.
+    """
 
     lower: None
     upper: None
@@ -56,6 +60,8 @@ RELU = Clamp(0.0, None, "relu")
 RELU6 = Clamp(0.0, 6.0, "relu6")
 SILU = Gated(None, None, "silu", "sigmoid")
 HARDSWISH = Gated(None, None, "hardswish", "hard_sigmoid")
+GELU = Gated(None, None, "gelu", "normal")
+GELU_TANH = Gated(None, None, "gelu_tanh", "normal_tanh")
 
 
 def as_activation(relu: bool | Activation) -> Activation:
@@ -77,7 +83,9 @@ def apply(activation: Activation, input: Tensor) -> Tensor:
     """By torch, with torch's gradients."""
     if activation.name == "none":
         return input
-    if activation.name in ("relu", "silu", "hardswish"):
+    if activation.name == "gelu_tanh":
+        return nn.functional.gelu(input, approximate="tanh")
+    if activation.name in ("relu", "silu", "hardswish", "gelu"):
         return getattr(nn.functional, activation.name)(input)
     if activation.name == "clamp":
         return torch.clamp(input, *activation.bounds)

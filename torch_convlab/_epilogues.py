@@ -2,9 +2,9 @@
 
 A chain is a layer, called once, followed by an addition, a ReLU or both, each the only reader of what comes before it.
 In place of the ReLU there may be another clamp, ReLU6, Hardtanh or `torch.clamp` by numbers, and behind convolutions
-and linear layers a gate, SiLU or Hardswish. These take chains in eval mode, `nn.ConvAddReLU` and `nn.LinearAddReLU`,
-batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension). Only this library's
-layers do: fusing does not change who computes.
+and linear layers a gate, SiLU, Hardswish or GELU. These take chains in eval mode, `nn.ConvAddReLU` and
+`nn.LinearAddReLU`, batch norms in either mode, `nn.BatchNormReLU2d` and `nn.BatchNormAddReLU2d` (of any dimension).
+Only this library's layers do: fusing does not change who computes.
 """
 
 from __future__ import annotations

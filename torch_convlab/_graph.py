@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from . import nn as layers
-from ._activation import HARDSWISH, RELU, RELU6, SILU, Activation, Clamp
+from ._activation import GELU, GELU_TANH, HARDSWISH, RELU, RELU6, SILU, Activation, Clamp
 from ._hooks import has_hooks, is_plain
 from .nn import timm
 
@@ -26,6 +26,7 @@ _BOUNDS = {
     "clip": {"min": None, "max": None}, "clamp_min": {"min": None}, "clamp_max": {"max": None},
 }  # fmt: skip
 _GATES = {nn.SiLU: SILU, nn.functional.silu: SILU, nn.Hardswish: HARDSWISH, nn.functional.hardswish: HARDSWISH}
+_GELUS = {"none": GELU, "tanh": GELU_TANH}
 _VIEWING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -91,11 +92,18 @@ def activation_of(node: fx.Node, model: nn.Module) -> Activation | None:
     """The activation that the node is, of those that a convolution can compute; None if it is something else."""
     module = module_of(node, model)
     kind = type(module) if module is not None else node.target
-    if kind not in _GATES:
+    is_gelu = kind in (nn.GELU, nn.functional.gelu)
+    if kind not in _GATES and not is_gelu:
         return clamp_of(node, model)
     more = module is not None and not is_plain(module)
-    others = not node.args or len(node.args) > 2 or set(node.kwargs) - {"inplace"}
-    return None if more or others or not isinstance(node.args[0], fx.Node) else _GATES[kind]
+    others = (
+        not node.args or len(node.args) > 2 - is_gelu or set(node.kwargs) - {"approximate" if is_gelu else "inplace"}
+    )
+    if more or others or not isinstance(node.args[0], fx.Node):
+        return None
+    return (
+        _GELUS.get(getattr(module, "approximate", node.kwargs.get("approximate", "none"))) if is_gelu else _GATES[kind]
+    )
 
 
 def clamp_of(node: fx.Node, model: nn.Module) -> Clamp | None:

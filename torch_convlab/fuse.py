@@ -33,8 +33,8 @@ def fuse(model: nn.Module, example_inputs: Tensor | tuple | None = None, *, reco
     both, and keeps its weight in the order in which its kernel reads it (`nn.ConvAddReLU`, `nn.LinearAddReLU`). In both
     modes, a batch norm of this library that is not folded takes a ReLU, or an addition and a ReLU, that follow it
     (`nn.BatchNormReLU2d`, `nn.BatchNormAddReLU2d`). Layers of torch.nn are folded but take nothing: `convert` the model
-    first. In place of the ReLU there may be ReLU6, Hardtanh, `torch.clamp` by numbers or, not for batch norms, SiLU or
-    Hardswish. ReLUs that are left are moved behind a max pooling that reads them.
+    first. In place of the ReLU there may be ReLU6, Hardtanh, `torch.clamp` by numbers or, not for batch norms, SiLU,
+    Hardswish or GELU. ReLUs that are left are moved behind a max pooling that reads them.
 
     Everything is found by tracing the model with `torch.fx`: modules, functions, methods and operators alike, a ReLU
     module that is called in several places included. A layer is left alone that is called several times or carries

@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/hardswish.h>
 #include <ATen/ops/silu.h>
 
@@ -164,6 +165,8 @@ cuda::ConvArguments cuda_arguments(Call& call) {
 void open_gate(Tensor result, Gate gate) {
   if (gate == Gate::sigmoid) at::silu_(result);
   if (gate == Gate::hard_sigmoid) at::hardswish_(result);
+  if (gate == Gate::normal) at::gelu_(result);
+  if (gate == Gate::normal_tanh) at::gelu_(result, "tanh");
 }
 
 // The gate is torch's: an exponential in the kernels' last stores would cost them registers that they have not.
@@ -251,8 +254,11 @@ Tensor convolution_meta(const Tensor& input, const Tensor& weight, const Optiona
 Gate gate_by_name(std::string_view name) {
   if (name == "none") return Gate::none;
   if (name == "sigmoid") return Gate::sigmoid;
-  TORCH_CHECK_VALUE(name == "hard_sigmoid", "unknown gate '", name, "', expected one of: none, sigmoid, hard_sigmoid");
-  return Gate::hard_sigmoid;
+  if (name == "hard_sigmoid") return Gate::hard_sigmoid;
+  if (name == "normal") return Gate::normal;
+  TORCH_CHECK_VALUE(name == "normal_tanh", "unknown gate '", name,
+                    "', expected one of: none, sigmoid, hard_sigmoid, normal, normal_tanh");
+  return Gate::normal_tanh;
 }
 
 Tensor convolution_fused(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

@@ -15,7 +15,7 @@ at::Tensor convolution_meta(const at::Tensor& input, const at::Tensor& weight, c
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                             c10::SymInt groups, std::string_view algorithm);
 
-// "none", "sigmoid" or "hard_sigmoid".
+// "none", "sigmoid", "hard_sigmoid", "normal" or "normal_tanh".
 Gate gate_by_name(std::string_view name);
 // clamp(convolution + residual), then the gate, each part if asked for; for inference. `packed` is what
 // convolution_pack returned for this weight, or empty.

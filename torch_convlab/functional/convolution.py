@@ -64,7 +64,7 @@ def conv_fused(
 ) -> Tensor:  # fmt: skip
     """``relu(conv(input, weight, bias) + residual)``, each part if asked for, in one pass over the output.
 
-    In place of ReLU there may be another clamp, such as ReLU6, or SiLU or Hardswish.
+    In place of ReLU there may be another clamp, such as ReLU6, or SiLU, Hardswish or GELU.
 
     For inference. Where a gradient is wanted the parts are computed one after another, so that the result is right
     there too.

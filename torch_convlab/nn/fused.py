@@ -39,7 +39,7 @@ class ConvAddReLU(_KeepsWeight):
 
     Args:
         conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that pads with zeros; its parameters are shared.
-        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU or Hardswish.
+        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU, Hardswish or GELU.
 
     Shape:
         As `conv`; the second input, if given, is added and has the output's size.
@@ -86,7 +86,7 @@ class LinearAddReLU(_KeepsWeight):
 
     Args:
         linear: a `torch.nn.Linear`; its parameters are shared.
-        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU or Hardswish.
+        relu: whether a ReLU comes last, or which other activation: a clamp, SiLU, Hardswish or GELU.
 
     Shape:
         As `linear`; the second input, if given, is added. One that broadcasts, or has another dtype, is added by torch.
