@@ -32,6 +32,17 @@ class KeptWeight {
     }
     return packed_;
   }
+  // The same where sizes may change from call to call: packed anew for another size when it comes twice in a row. Until
+  // then it is as it was last packed, which kernels that read another order pass over.
+  std::optional<at::Tensor> packed_for_some(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
+                                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                            std::string_view algorithm) {
+    const bool again = seen_ == input.sizes();
+    seen_.assign(input.sizes().begin(), input.sizes().end());
+    std::optional<at::Tensor> current = again || !input.is_cpu() ? std::nullopt : if_current(weight, algorithm);
+    if (current.has_value() && weight.dtype() == input.dtype()) return current;
+    return packed_for(input, weight, stride, padding, dilation, groups, algorithm);
+  }
   // As it was last packed, for inputs of whatever size; none if the weight, the algorithm or the settings changed.
   std::optional<at::Tensor> if_current(const at::Tensor& weight, std::string_view algorithm) const {
     const bool current = packed_.has_value() && !weight.is_inference() && key_ == key_of(weight, algorithm);
@@ -67,6 +78,7 @@ class KeptWeight {
 
   Key key_;
   at::DimVector sizes_, strides_;  // of the input
+  at::DimVector seen_;             // the last one's
   std::optional<at::Tensor> packed_;
 };
 

@@ -125,7 +125,7 @@ PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (kept != nullptr && !c10::GradMode::is_enabled()) {
     const at::Tensor filters = images(*weight);  // not below autograd: there it would not share the version
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    packed = kept->packed_for(images(*input), filters, one, zero, one, 1, "auto");
+    packed = kept->packed_for_some(images(*input), filters, one, zero, one, 1, "auto");
   }
   return result_of([&] {
     const OptionalTensor added = residual.has_value() ? OptionalTensor(images(*residual)) : std::nullopt;

@@ -128,6 +128,7 @@ DIVIDED = (
     ConvCase("lines_of_few_channels", (3, 3, 21, 23), 48, 3, stride=2, padding=1),
     ConvCase("long_lines_of_few_channels", (1, 2, 700), 48, 5, padding=2),
     ConvCase("lines_of_many_channels", (2, 37, 13, 17), 48, (3, 5), stride=2, padding=(1, 0), dilation=(2, 1)),
+    ConvCase("long_line_of_phases", (1, 1, 9000), 24, 40, stride=30, padding=3),
     ConvCase("lines_of_which_some_are_skipped", (1, 5, 7, 11, 9), 32, (1, 2, 3), stride=(2, 3, 1), padding=(0, 1, 2)),
     ConvCase("weight_of_many_blocks", (2, 70, 6, 5), 131, 3, stride=2, padding=1, bias=True),
     ConvCase("pointwise_weight_of_many_blocks", (1, 130, 9, 9), 203, 1, bias=True),

@@ -192,3 +192,89 @@ def test_fuse():
     assert said[2:] == ["head: not with add and relu, it is called several times"] * 2
     assert len([node for node in fused.graph.nodes if node.target is torch.nn.functional.silu]) == 0
     assert fuse(convert(Mixer())).first.training  # nothing to take in training
+
+
+def test_fused_with_changing_numbers_of_rows():
+    """Packed at once, and anew for another number of rows only when it comes twice in a row."""
+    layer, fused = fused_layer(96, 64, False)
+    seen = []
+    with torch.no_grad():
+        for rows in (50, 50, 70, 50, 70, 70, 50):
+            input = normal(rows, 96, dtype=torch.float32)
+            torch.testing.assert_close(fused(input), layer(input))
+            seen.append(fused._kept.packed)
+    packs = [0] + [index for index in range(1, 7) if seen[index] is not seen[index - 1]]
+    assert packs == [0, 5], packs
+    assert all(kept is not None for kept in seen)
+
+
+class Changing(torch.nn.Module):
+    """Changes what it has added, before the activation."""
+
+    def __init__(self, layer, how):
+        super().__init__()
+        self.layer, self.other, self.how = layer, copy.deepcopy(layer), how
+        self.activation = torch.nn.ReLU(inplace=True)
+
+    def forward(self, input):
+        added = self.other(input)
+        sum = self.layer(input) + added
+        changed = self.activation(added) if self.how == "module" else added.add_(5)
+        return torch.relu(sum) + changed
+
+
+@pytest.mark.parametrize("how", ["module", "method"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "batch norm"])
+def test_what_is_added_must_not_change(kind, how):
+    layer = {"linear": layers.Linear(6, 6), "convolution": layers.Conv2d(6, 6, 1), "batch norm": layers.BatchNorm2d(6)}
+    model = Changing(layer[kind], how)
+    model.train(kind == "batch norm")
+    input = torch.randn(4, 6) if kind == "linear" else torch.randn(4, 6, 3, 3)
+    with torch.no_grad():
+        expected = model(input)
+        fused = fuse(model)
+        torch.testing.assert_close(fused(input), expected)
+    assert any("may change what is added before the end" in str(entry) for entry in fusion_report(model))
+
+
+class AddsNumbers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.nothing = layers.Linear(6, 6), torch.nn.Dropout(0.0)
+
+    def forward(self, input, number=None):
+        output = self.layer(input)
+        output = output + (input.shape[0] if number is None else number)
+        return torch.relu(output)
+
+
+class AddsInPlace(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = layers.Linear(6, 6)
+
+    def forward(self, input, added):
+        output = self.layer(input)
+        output += added
+        return torch.relu(output)
+
+
+def test_other_additions():
+    model, input = AddsNumbers().eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(model)(input), model(input))
+        fused = fuse(model, input)
+        torch.testing.assert_close(fused(input), model(input))
+        model, added = AddsInPlace().eval(), torch.randn(3, 6, dtype=torch.float64)
+        fused = fuse(model)
+        assert fused(input, added).dtype == torch.float32
+        torch.testing.assert_close(fused(input, added), model(input, added))
+    with pytest.raises(ValueError, match="whose weight is a Parameter"):
+        layers.LinearAddReLU(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3)))
+
+
+def test_a_dropout_of_nothing_stays_in_training():
+    model = torch.nn.Sequential(layers.Conv2d(3, 4, 1), layers.BatchNorm2d(4), torch.nn.Dropout(0.0), torch.nn.ReLU())
+    fused = fuse(model.train())
+    model[2].p = 1.0
+    assert fused(torch.randn(2, 3, 5, 5)).abs().max() == 0

@@ -162,8 +162,12 @@ def _follow(head: fx.Node, model: nn.Module, taken: set[fx.Node]) -> Chain:
             if other is current:
                 break
             chain.added = True
-            if written_by(reader, model) is other:
+            written = written_by(reader, model)
+            if written is other:
                 chain.reason = "the sum is written over its other operand"
+                break
+            if written is current and isinstance(model.get_submodule(head.target), nn.Linear):
+                chain.reason = "the sum is written over its output"  # and has its size and dtype, whatever is added
                 break
         elif not is_identity(reader, model):
             break
@@ -198,9 +202,9 @@ def _refusal(module: nn.Module, node: fx.Node, model: nn.Module, single: bool) -
 
 
 def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node, int]) -> str:
-    """The layer will be computed at the end of its chain: its input must not change before that."""
+    """The layer will be computed at the end of its chain: what it reads and what is added must not change before."""
     head, last, own = chain.nodes[0], chain.nodes[-1], set(chain.nodes)
-    residual = chain.residual
+    residual, addition = chain.residual, next((node for node in chain.nodes if is_addition(node)), last)
     if residual is not None:
         sizes = [node.meta.get("tensor_meta") for node in (head, residual)]
         if None not in sizes and (sizes[0].shape != sizes[1].shape or sizes[0].dtype != sizes[1].dtype):
@@ -210,6 +214,9 @@ def _hazard(chain: Chain, model: nn.Module, graph: fx.Graph, place: dict[fx.Node
             written = written_by(node, model)
             if written is not None and may_share_memory(written, head.args[0], model):
                 return f"{_name(node)} may change its input before the end"
+            late = place[node] > place[addition] and written is not None and residual is not None
+            if late and may_share_memory(written, residual, model):
+                return f"{_name(node)} may change what is added before the end"
     return ""
 
 

@@ -84,7 +84,7 @@ def is_layer(node: fx.Node, model: nn.Module) -> bool:
 
 def is_identity(node: fx.Node, model: nn.Module) -> bool:
     module = module_of(node, model)
-    nothing = type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+    nothing = type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0 and not module.training)
     return nothing and is_plain(module) and len(node.args) == 1
 
 

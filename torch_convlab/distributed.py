@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-
-# Its default arguments keep the process group there is when it is first imported, which DistributedDataParallel does:
-# the group's threads would outlive destroy_process_group, and abort a process that ends while they free a tensor.
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -34,6 +30,12 @@ _WITH_RELU = (
     layers.BatchNormReLU1d, layers.BatchNormReLU2d, layers.BatchNormReLU3d,
     layers.BatchNormAddReLU1d, layers.BatchNormAddReLU2d, layers.BatchNormAddReLU3d,
 )  # fmt: skip
+
+if dist.is_available():
+    # Its default arguments keep the process group there is when it is first imported, which DistributedDataParallel
+    # does: the group's threads would outlive destroy_process_group, and abort a process that ends while they free a
+    # tensor.
+    import torch.distributed.nn.functional
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -7,9 +7,9 @@
 // flat outputs, whose inputs are loaded, mostly unaligned, straight from the planes. The phases of a strided backward
 // input read the same planes, and their outputs are brought together before they are stored. Channels last, lines are
 // transposed into planes and back. Cost: multiply_adds() for the pixels and a few columns per line. Memory: packed
-// weights; per thread the planes of a block of channels and the outputs of a band, about kBandBytes. Limits: bands lose
-// at their borders what they read twice, so kernels should be small against the map; reads that meet one or two written
-// channels bound it by loads.
+// weights; per thread the planes of a block of channels and the outputs of a band, about kBandBytes, or kLeast of all
+// phases. Limits: bands lose at their borders what they read twice, so kernels should be small against the map; reads
+// that meet one or two written channels bound it by loads.
 #pragma once
 #include "conv_planes.h"
 
@@ -49,11 +49,14 @@ class GemmPlanes {
     written_blocks_ = divide_up(t_.written_channels, kWritten);
     const Phase first = t_.phase(0);  // no other has more pixels
     const int64_t parts = divide_up(enough_tasks(arguments.threads), t_.geometry.batch * group_blocks_);
-    bands_ = Bands(first, [&](const Band& band) {
-      const int64_t bytes =
-          (together_ * block_ * band.size() + kept_ * t_.phase_count * band.length()) * static_cast<int64_t>(sizeof(A));
-      return bytes <= kBandBytes && first.pixels() >= band.phase.pixels() * parts;
-    });
+    bands_ = Bands(
+        first,
+        [&](const Band& band) {
+          const int64_t bytes = (together_ * block_ * band.size() + kept_ * t_.phase_count * band.length()) *
+                                static_cast<int64_t>(sizeof(A));
+          return bytes <= kBandBytes && first.pixels() >= band.phase.pixels() * parts;
+        },
+        std::max(kLeast, 1024 / t_.phase_count));
     const Band band = band_at(0);
     planes_ = band.size();
     outputs_ = round_up(band.length(), lanes<A>) + kSlack;
@@ -135,6 +138,7 @@ class GemmPlanes {
   static constexpr int64_t kMostLast = 13;                   // with AVX2, channels last: fewer written channels
   static constexpr int64_t kChain = 160;                     // terms of a chain of additions
   static constexpr int64_t kBandBytes = int64_t{384} << 10;  // of planes and outputs
+  static constexpr int64_t kLeast = 64;                      // pixels of a phase's line that are kept together
   static constexpr int64_t kSlack = (kSums + 1) * lanes<A>;  // behind the planes: loads of the last tile
 
   struct Tap {

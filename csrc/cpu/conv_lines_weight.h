@@ -23,8 +23,10 @@ class LinesWeight {
   // Wider panels would leave the sums no room in cache; where lanes are pixels, few filters are better off.
   static bool suits(const ConvArguments<T>& arguments) {
     const ConvGeometry& g = arguments.geometry;
-    constexpr int64_t most_reads = 64;
+    constexpr int64_t most_reads = 64, fewest_chunks = 8;
     const bool last = arguments.layout == Layout::channels_last;
+    const int64_t weight = g.in_channels * g.taps() * round_up(g.out_channels, lanes<A>);
+    if (weight * static_cast<int64_t>(sizeof(A)) > kSumsBytes / fewest_chunks) return false;
     return CONVLAB_VECTOR_BYTES == 64 && !is_reduced<operand_t<T>> && g.groups == 1 && g.taps() > 1 &&
            g.in_channels <= most_reads && g.out_channels <= kPanel<A> &&
            (last ? g.out_channels % lanes<A> == 0 : g.out_channels > 2 * lanes<A>);

@@ -59,10 +59,10 @@ struct Bands {
   int64_t count[kMaxSpatial] = {1, 1, 1};
 
   Bands() = default;
-  // As large as `fits` allows; the first axes are cut first.
+  // As large as `fits` allows; the first axes are cut first, lines into no less than so many pixels.
   template <class Fits>
-  Bands(const Phase& phase, const Fits& fits) {
-    constexpr int64_t least[kMaxSpatial] = {1, 1, 1024};
+  Bands(const Phase& phase, const Fits& fits, int64_t least_of_line = 1024) {
+    const int64_t least[kMaxSpatial] = {1, 1, least_of_line};
     for (int axis = 0; axis < kMaxSpatial; ++axis) count[axis] = std::max<int64_t>(1, phase.axis[axis].count);
     for (int axis = 0; axis < kMaxSpatial; ++axis) {
       const int64_t all = count[axis];

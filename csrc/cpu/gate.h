@@ -6,7 +6,8 @@
 // The normal distribution function left of zero is e^(-x^2 / 2) times t q(t), t = 1 / (1 + |x| / sqrt(8)) and q a
 // polynomial that was fitted to the scaled complementary error function by Chebyshev points (5e-8 of the value); right
 // of zero it is what is left to 1. Accuracy: 8 epsilons of the value, also where 1 + erf(x) would cancel. In double it
-// is the C library's, lane by lane.
+// is the C library's, lane by lane. What approximates it by tanh is as exact as its exponent: 14 epsilons from -5 on,
+// 100 at -10, zero below.
 // In place, on what has just been stored and is in L1, and not inlined: there are many copies of the code around the
 // kernels' last stores, and a call between them would cost what they keep in registers. 16-bit values are rounded
 // before, too, as if another layer computed the gate.

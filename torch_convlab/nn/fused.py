@@ -14,6 +14,8 @@ class _KeepsWeight(nn.Module):
 
     def __init__(self, layer: nn.Module, relu: bool | Activation):
         super().__init__()
+        if not isinstance(layer.weight, nn.Parameter):
+            raise ValueError(f"expected a layer whose weight is a Parameter, but got {layer!r}")
         self.weight = layer.weight
         self.register_parameter("bias", layer.bias)  # None, too
         self.relu = as_activation(relu)
@@ -89,7 +91,7 @@ class LinearAddReLU(_KeepsWeight):
         relu: whether a ReLU comes last, or which other activation: a clamp, SiLU, Hardswish or GELU.
 
     Shape:
-        As `linear`; the second input, if given, is added. One that broadcasts, or has another dtype, is added by torch.
+        As `linear`; the second input, if given, is added: by torch, if it broadcasts, has another dtype or is a number.
     """
 
     def __init__(self, linear: nn.Module, relu: bool | Activation = False):
@@ -99,7 +101,8 @@ class LinearAddReLU(_KeepsWeight):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        if not torch.compiler.is_compiling() and (residual is None or residual.dtype == input.dtype):
+        fits = residual is None or (isinstance(residual, Tensor) and residual.dtype == input.dtype)
+        if fits and not torch.compiler.is_compiling():
             kept = None if self.training else self._kept
             output = _C.linear(input, weight, bias, residual, kept, *self.relu.bounds, self.relu.gate)
             if output is not NotImplemented:
