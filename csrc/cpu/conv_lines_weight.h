@@ -27,6 +27,9 @@ class LinesWeight {
     const bool last = arguments.layout == Layout::channels_last;
     const int64_t weight = g.in_channels * g.taps() * round_up(g.out_channels, lanes<A>);
     if (weight * static_cast<int64_t>(sizeof(A)) > kSumsBytes / fewest_chunks) return false;
+    // Patches that lie apart are copied as they are, and those of few pixels leave many sums with little to add.
+    const bool few_pixels = g.batch * g.output_pixels() < kPiece;
+    if (g.in_channels >= lanes<A> && (few_pixels || !arguments.patches_overlap())) return false;
     return CONVLAB_VECTOR_BYTES == 64 && !is_reduced<operand_t<T>> && g.groups == 1 && g.taps() > 1 &&
            g.in_channels <= most_reads && g.out_channels <= kPanel<A> &&
            (last ? g.out_channels % lanes<A> == 0 : g.out_channels > 2 * lanes<A>);
