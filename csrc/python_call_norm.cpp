@@ -1,6 +1,9 @@
 // The short way (python_call.cpp) to normalizations: the operators' own arguments.
 #include <torch/csrc/Exceptions.h>
 
+#include <tuple>
+#include <type_traits>
+
 #include "ops/normalization.h"
 #include "python_arguments.h"
 #include "python_call.h"
@@ -9,56 +12,47 @@
 namespace convlab {
 namespace {
 
-// input, weight, bias, residual, lower, upper, eps, mark
-PyObject* train(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor* input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor(),
-                       residual = take.optional_tensor();
-  const Bound lower = take.bound(), upper = take.bound();
-  const double eps = take.number();
-  const bool mark = take.boolean();
-  if (!take.plain()) return usual_way();
-  return result_of([&] { return batch_norm_train(*input, weight, bias, residual, lower, upper, eps, mark); });
-  END_HANDLE_TH_ERRORS
+// An argument as it is held until the call, by the type of the operator's parameter.
+template <class Parameter>
+auto held(Arguments& take) {
+  if constexpr (std::is_same_v<Parameter, const at::Tensor&>)
+    return take.tensor();
+  else if constexpr (std::is_same_v<Parameter, const OptionalTensor&>)
+    return take.optional_tensor();
+  else if constexpr (std::is_same_v<Parameter, Bound>)
+    return take.bound();
+  else if constexpr (std::is_same_v<Parameter, bool>)
+    return take.boolean();
+  else if constexpr (std::is_same_v<Parameter, double>)
+    return take.number();
+  else if constexpr (std::is_same_v<Parameter, int64_t>)
+    return take.integer();
+  else
+    return take.some_axes();
+}
+template <class Parameter, class Held>
+Parameter given(const Held& held) {
+  if constexpr (std::is_same_v<Parameter, const at::Tensor&>)
+    return *held;
+  else
+    return held;
 }
 
-// input, weight, bias, mean, variance, residual, lower, upper, eps
-PyObject* eval(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor* input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const at::Tensor *mean = take.tensor(), *variance = take.tensor();
-  const OptionalTensor residual = take.optional_tensor();
-  const Bound lower = take.bound(), upper = take.bound();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of(
-      [&] { return batch_norm_eval(*input, weight, bias, *mean, *variance, residual, lower, upper, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// grad_output, input, weight, bias, mean, variance, residual, lower, upper, train, eps, stopped
-PyObject* backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor *grad_output = take.tensor(), *input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const at::Tensor *mean = take.tensor(), *variance = take.tensor();
-  const OptionalTensor residual = take.optional_tensor();
-  const Bound lower = take.bound(), upper = take.bound();
-  const bool in_training = take.boolean();
-  const double eps = take.number();
-  const OptionalTensor stopped = take.optional_tensor();
-  if (!take.plain()) return usual_way();
-  return result_of([&] {
-    return batch_norm_backward(*grad_output, *input, weight, bias, *mean, *variance, residual, lower, upper,
-                               in_training, eps, stopped);
-  });
-  END_HANDLE_TH_ERRORS
-}
+// Calls an operator's kernel with its arguments in the schema's order.
+template <auto kernel>
+struct ShortWay;
+template <class Result, class... Parameters, Result (*kernel)(Parameters...)>
+struct ShortWay<kernel> {
+  static PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+    HANDLE_TH_ERRORS
+    Arguments take(arguments, count);
+    const std::tuple<decltype(held<Parameters>(take))...> all{held<Parameters>(take)...};  // braces: in their order
+    if (!take.plain()) return usual_way();
+    return result_of(
+        [&] { return std::apply([](const auto&... each) { return kernel(given<Parameters>(each)...); }, all); });
+    END_HANDLE_TH_ERRORS
+  }
+};
 
 template <class T>
 void move_toward(const at::Tensor& running, const at::Tensor& value, double momentum, double factor) {
@@ -97,102 +91,19 @@ PyObject* update_running(PyObject*, PyObject* const* arguments, Py_ssize_t count
   END_HANDLE_TH_ERRORS
 }
 
-// input, weight, bias, num_groups, eps
-PyObject* group(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor* input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const int64_t groups = take.integer();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of([&] { return group_norm(*input, weight, bias, groups, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// grad_output, input, weight, bias, mean, variance, num_groups, eps
-PyObject* group_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor *grad_output = take.tensor(), *input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const at::Tensor *mean = take.tensor(), *variance = take.tensor();
-  const int64_t groups = take.integer();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of(
-      [&] { return group_norm_backward(*grad_output, *input, weight, bias, *mean, *variance, groups, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// input, weight, bias, normalized_shape, eps
-PyObject* layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor* input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const Axes shape = take.some_axes();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of([&] { return layer_norm(*input, weight, bias, shape, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// grad_output, input, weight, bias, mean, variance, normalized_shape, eps
-PyObject* layer_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor *grad_output = take.tensor(), *input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor(), bias = take.optional_tensor();
-  const at::Tensor *mean = take.tensor(), *variance = take.tensor();
-  const Axes shape = take.some_axes();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of(
-      [&] { return layer_norm_backward(*grad_output, *input, weight, bias, *mean, *variance, shape, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// input, weight, normalized_shape, eps
-PyObject* root_mean_square(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor* input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor();
-  const Axes shape = take.some_axes();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of([&] { return rms_norm(*input, weight, shape, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
-// grad_output, input, weight, mean_square, normalized_shape, eps
-PyObject* root_mean_square_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments take(arguments, count);
-  const at::Tensor *grad_output = take.tensor(), *input = take.tensor();
-  const OptionalTensor weight = take.optional_tensor();
-  const at::Tensor* mean_square = take.tensor();
-  const Axes shape = take.some_axes();
-  const double eps = take.number();
-  if (!take.plain()) return usual_way();
-  return result_of([&] { return rms_norm_backward(*grad_output, *input, weight, *mean_square, shape, eps); });
-  END_HANDLE_TH_ERRORS
-}
-
 }  // namespace
 
 void add_python_normalization_calls(pybind11::module_& module) {
-  static PyMethodDef methods[] = {method("batch_norm_train", train),
-                                  method("batch_norm_eval", eval),
-                                  method("batch_norm_backward", backward),
+  static PyMethodDef methods[] = {method("batch_norm_train", ShortWay<&batch_norm_train>::call),
+                                  method("batch_norm_eval", ShortWay<&batch_norm_eval>::call),
+                                  method("batch_norm_backward", ShortWay<&batch_norm_backward>::call),
                                   method("update_running", update_running),
-                                  method("group_norm", group),
-                                  method("group_norm_backward", group_backward),
-                                  method("layer_norm", layer),
-                                  method("layer_norm_backward", layer_backward),
-                                  method("rms_norm", root_mean_square),
-                                  method("rms_norm_backward", root_mean_square_backward)};
+                                  method("group_norm", ShortWay<&group_norm>::call),
+                                  method("group_norm_backward", ShortWay<&group_norm_backward>::call),
+                                  method("layer_norm", ShortWay<&layer_norm>::call),
+                                  method("layer_norm_backward", ShortWay<&layer_norm_backward>::call),
+                                  method("rms_norm", ShortWay<&rms_norm>::call),
+                                  method("rms_norm_backward", ShortWay<&rms_norm_backward>::call)};
   add_methods(module, methods);
 }
 
